@@ -1,0 +1,395 @@
+"""`prune`: the optax transformation that schedules scores, allocations, structures, regrowth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from adaptivenet import trees
+from adaptivenet.counts import Count, as_count, total
+from adaptivenet.pruning import event as events
+from adaptivenet.pruning import masks
+from adaptivenet.pruning.allocations import Allocation, Global
+from adaptivenet.pruning.record import Record, blank, count, count_leaves, narrow
+from adaptivenet.pruning.regrowth import Regrowth
+from adaptivenet.pruning.schedules import as_schedule, known
+from adaptivenet.pruning.scores import Score, magnitude
+from adaptivenet.pruning.structures import Element, Structure
+
+PyTree = Any
+
+__all__ = ["PruneState", "Pruner", "mask", "prune", "record", "revise"]
+
+
+class PruneState(NamedTuple):
+    """State of :func:`prune`; found by name with ``optax.tree_utils.tree_get(state, "mask")``.
+
+    Attributes:
+      step: int32, completed updates.
+      mask: pytree of bool; masked nodes for leaves that are not synapses.
+      born: pytree of int32, the update at which a synapse last woke (``()`` without ``ages``).
+      schedule: state of a closed-loop schedule.
+      key: uint32, data of the random key.
+      record: what the last event did.
+    """
+
+    step: jax.Array
+    mask: PyTree
+    born: PyTree
+    schedule: Any
+    key: jax.Array
+    record: Record
+
+
+class Pruner(optax.GradientTransformationExtraArgs):
+    """What :func:`prune` returns: an optax transformation with an out-of-step event.
+
+    Attributes:
+      init: as in optax.
+      update: as in optax.
+      event: ``(params, state, signals) -> (params, state)``, used by :func:`revise`.
+
+    >>> isinstance(prune(0.5), optax.GradientTransformationExtraArgs)
+    True
+    """
+
+    event: Any
+
+
+def prune(
+    schedule: Any,
+    *,
+    score: Score = magnitude,
+    structure: Structure = Element(),  # noqa: B008 (a constant)
+    allocation: Allocation = Global(),  # noqa: B008 (a constant)
+    regrow: Regrowth | None = None,
+    select: trees.Select = None,
+    every: Any = 1,
+    seed: Any = 0,
+    ages: bool = False,
+) -> Pruner:
+    """Prunes while it trains: put it at the end of an ``optax.chain``.
+
+    The update it returns makes ``optax.apply_updates`` land on exact zeros wherever the mask is
+    False. Events happen in the step, every ``every`` updates of the schedule's window, and score
+    the parameters at which the gradient was taken; or out of the step, by :func:`revise` between
+    scanned chunks, which a vmapped population should prefer (a batched ``cond`` runs both
+    branches).
+
+    Args:
+      schedule: a schedule (:func:`cubic`, :func:`auto`, ...), a function from step to sparsity, or
+        a constant sparsity.
+      score: what a synapse is worth; see :mod:`adaptivenet.pruning.scores`.
+      structure: what is cut as one.
+      allocation: how the target is shared out among leaves.
+      regrow: rule that wakes dead synapses; None wakes only when the schedule steps back, at
+        random.
+      select: regular expressions on paths; None takes floating leaves of two or more dimensions.
+      every: updates between events; None for no events in the step (use :func:`revise`).
+      seed: integer, or a random key (possibly traced). It is folded with the parameters' bits, so
+        that members of a population draw different numbers.
+      ages: keep each synapse's age (4 bytes a synapse) and record the mean.
+
+    Returns:
+      A transformation whose ``update`` takes further signals as keyword arguments.
+
+    Raises:
+      ValueError: ``every`` is below 1; at ``init``: ``select`` matches nothing, a leaf holds nan;
+        at ``update``: no parameters, a missing signal, or parameters of another tree.
+      TypeError: the schedule is none, or a chosen leaf is not of a floating dtype.
+
+    References:
+      Zhu and Gupta, "To prune, or not to prune", arXiv:1710.01878; Lee et al., "JaxPruner",
+      arXiv:2304.14082, for pruning as a wrapper of optax.
+
+    >>> tx = optax.chain(optax.sgd(0.5), prune(0.5))
+    >>> params = {"w": jnp.array([[1.0, -3.0], [0.2, 2.0]])}
+    >>> grads = {"w": jnp.ones((2, 2))}
+    >>> updates, state = tx.update(grads, tx.init(params), params)
+    >>> optax.apply_updates(params, updates)["w"].tolist()
+    [[0.0, -3.5], [0.0, 1.5]]
+    >>> mask(state)["w"].tolist()
+    [[False, True], [False, True]]
+    """
+    plan = as_schedule(schedule)
+    _check_every(every)
+
+    def init(params: PyTree) -> PruneState:
+        if _is_lookahead(params):
+            raise TypeError(
+                "prune() cannot follow optax.lookahead: slow weights would be copied over pruned "
+                "ones. Put it inside: optax.lookahead(optax.chain(optimizer, prune(...)), ...) "
+                "prunes the fast weights."
+            )
+        kept = trees.synapses(params, select)
+        trees.check_finite(kept)
+        mask_ = masks.full_mask(params, select)
+        return PruneState(
+            step=jnp.zeros((), jnp.int32),
+            mask=mask_,
+            born=jax.tree.map(lambda m: jnp.zeros_like(m, dtype=jnp.int32), mask_) if ages else (),
+            schedule=plan.init(),
+            key=_initial_key(seed, kept),
+            record=blank(mask_),
+        )
+
+    def revise_(params: PyTree, state: PruneState, signals: Mapping[str, Any]) -> Any:
+        """An event; returns the survivors, which may be fewer than the new mask allows."""
+        living = trees.map_synapses(
+            lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), state.mask, params
+        )
+        demand, schedule_state = plan.demand(state.step, state.schedule, signals)
+        key = jax.random.wrap_key_data(state.key)
+        key, now = jax.random.split(key)
+        outcome = events.cut_and_wake(
+            living,
+            state.mask,
+            demand,
+            score=score,
+            structure=structure,
+            allocation=allocation,
+            regrow=regrow,
+            may_grow=plan.may_grow,
+            key=now,
+            signals={**signals, "step": state.step},
+        )
+        born = _born(state, outcome) if ages else ()
+        new = PruneState(
+            step=state.step,
+            mask=outcome.mask,
+            born=born,
+            schedule=schedule_state,
+            key=jax.random.key_data(key),
+            record=_record(params, state, outcome, demand.value(), born),
+        )
+        return outcome.kept, new
+
+    # Where nothing wakes, survivors and mask are one: a copy fewer leaves the branch of each step.
+    nothing_wakes = regrow is None and not plan.may_grow
+
+    # Defined here, with all they use as arguments, so that eager steps compile them only once.
+    def happen(params: PyTree, state: PruneState, signals: Mapping[str, Any]) -> Any:
+        kept, state = revise_(params, state, signals)
+        return () if nothing_wakes else kept, state
+
+    def rest(params: PyTree, state: PruneState, signals: Mapping[str, Any]) -> Any:
+        del params, signals
+        return () if nothing_wakes else state.mask, state
+
+    def update(
+        updates: PyTree, state: PruneState, params: PyTree | None = None, **signals: Any
+    ) -> tuple[PyTree, PruneState]:
+        if params is None:
+            raise ValueError(
+                "prune() needs the parameters: call tx.update(grads, opt_state, params)."
+            )
+        state = state._replace(
+            step=optax.safe_increment(state.step),
+            record=state.record._replace(event=jnp.zeros((), bool)),
+        )
+        if every is None:
+            return masks.landing(updates, params, state.mask), state
+
+        due = plan.due(state.step, every, ongoing=regrow is not None)
+        arrays, others = _split_signals(signals)
+
+        def closed(params: PyTree, state: PruneState, arrays: Mapping[str, Any]) -> Any:
+            return happen(params, state, {**arrays, **others})
+
+        branch = closed if others else happen
+        kept, state = jax.lax.cond(due, branch, rest, params, state, arrays)
+        if nothing_wakes:
+            kept = state.mask
+        return masks.landing(updates, params, kept), state
+
+    def event(params: PyTree, state: PruneState, signals: Mapping[str, Any]) -> Any:
+        kept, state = revise_(params, state, signals)
+        return masks.apply_mask(params, kept), state
+
+    pruner = Pruner(init, update)  # pyright: ignore[reportArgumentType]
+    pruner.event = event
+    return pruner
+
+
+def _split_signals(signals: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Signals that can be operands, and those (functions, say) that can only be closed over."""
+    kinds = (jax.Array, np.ndarray, np.generic, int, float)
+    arrays = {
+        name: value
+        for name, value in signals.items()
+        if all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(value))
+    }
+    return arrays, {name: value for name, value in signals.items() if name not in arrays}
+
+
+def _check_every(every: Any) -> None:
+    if every is None or not known(every):
+        return
+    if isinstance(every, bool) or not np.all(np.asarray(every) >= 1):
+        raise ValueError(f"every must be a number of updates >= 1, or None, not {every!r}.")
+
+
+def _is_lookahead(params: Any) -> bool:
+    return isinstance(params, optax.LookaheadParams)
+
+
+def _initial_key(seed: Any, kept: PyTree) -> jax.Array:
+    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        key = seed
+    else:
+        key = jax.random.key(seed)
+    # Members of a population have one program and one seed, but not the same parameters.
+    for leaf in jax.tree.leaves(kept):
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        key = jax.random.fold_in(key, jnp.sum(bits, dtype=jnp.uint32))
+    return jax.random.key_data(key)
+
+
+def _born(state: PruneState, outcome: events.Outcome) -> PyTree:
+    def wake(was: jax.Array, kept: jax.Array, now: jax.Array, born: jax.Array) -> jax.Array:
+        return jnp.where(now & ~(was & kept), state.step, born)
+
+    return trees.map_synapses(wake, state.mask, outcome.kept, outcome.mask, state.born)
+
+
+def _record(
+    params: PyTree, state: PruneState, outcome: events.Outcome, target: jax.Array, born: PyTree
+) -> Record:
+    size = trees.size(state.mask)
+    layers = count_leaves(outcome.kept)
+    kept = total(as_count(layers))
+    births = _count(trees.map_synapses(lambda new, old: new & ~old, outcome.mask, outcome.kept))
+    deaths = _count(trees.map_synapses(lambda old, new: old & ~new, state.mask, outcome.kept))
+    nonfinite = trees.map_synapses(lambda m, p: ~m & ~jnp.isfinite(p), outcome.kept, params)
+    age = state.record.age
+    if jax.tree.leaves(born):
+        alive = _count(outcome.mask).astype(jnp.float32)
+        ages = trees.map_synapses(
+            lambda m, b: jnp.sum(jnp.where(m, state.step - b, 0).astype(jnp.float32)),
+            outcome.mask,
+            born,
+        )
+        age = sum(jax.tree.leaves(ages)) / jnp.maximum(alive, 1.0)
+    return Record(
+        event=jnp.ones((), bool),
+        step=state.step,
+        target=target,
+        threshold=outcome.threshold,
+        alive=count(outcome.mask),
+        kept=narrow(kept, size),
+        births=narrow(births, size),
+        deaths=narrow(deaths, size),
+        density=kept.astype(jnp.float32) / size,
+        turnover=(births.astype(jnp.float32) + deaths.astype(jnp.float32)) / size,
+        age=age,
+        nonfinite=narrow(_count(nonfinite), size),
+        layers=layers,
+    )
+
+
+def _count(tree: PyTree) -> Count:
+    return total(as_count(count_leaves(tree)))
+
+
+def _states(opt_state: PyTree) -> list[PruneState]:
+    def is_state(node: Any) -> bool:
+        return isinstance(node, PruneState)
+
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
+
+
+def _only_state(opt_state: PyTree) -> PruneState:
+    found = _states(opt_state)
+    if len(found) != 1:
+        remedy = (
+            "put an.pruning.prune(...) at the end of the chain and pass the state of that chain"
+            if not found
+            else "pass the part of the optimizer state that belongs to one of them"
+        )
+        raise ValueError(f"the optimizer state holds {len(found)} pruning states; {remedy}.")
+    return found[0]
+
+
+def mask(opt_state: PyTree) -> PyTree:
+    """The mask within an optimizer state.
+
+    Args:
+      opt_state: state of a chain (of any nesting) that holds one :func:`prune`.
+
+    Returns:
+      Pytree of bool, True where a synapse may be other than zero; masked nodes elsewhere.
+
+    Raises:
+      ValueError: there is no pruning state in it, or more than one.
+
+    >>> tx = optax.chain(optax.adam(1e-3), prune(0.5))
+    >>> mask(tx.init({"w": jnp.ones((1, 2))}))["w"].tolist()
+    [[True, True]]
+    """
+    return _only_state(opt_state).mask
+
+
+def record(opt_state: PyTree) -> Record:
+    """The record of the last event within an optimizer state; a scan stacks it.
+
+    Args:
+      opt_state: state of a chain that holds one :func:`prune`.
+
+    Returns:
+      The record.
+
+    Raises:
+      ValueError: there is no pruning state in it, or more than one.
+
+    >>> tx = prune(0.5)
+    >>> record(tx.init({"w": jnp.ones((1, 2))})).density.item()
+    1.0
+    """
+    return _only_state(opt_state).record
+
+
+def revise(
+    pruner: Pruner, params: PyTree, opt_state: PyTree, **signals: Any
+) -> tuple[PyTree, PyTree]:
+    """An event out of the step: between scanned chunks, or for a vmapped population.
+
+    Args:
+      pruner: the transformation that :func:`prune` returned (built with ``every=None`` if all
+        events are made this way).
+      params: the parameters.
+      opt_state: state of the chain that holds the pruner.
+      **signals: what the score, the rule and the schedule ask for, such as ``validation_loss=``.
+
+    Returns:
+      Parameters, exactly zero where cut, and the optimizer state with the new mask.
+
+    Raises:
+      TypeError: ``pruner`` is not what :func:`prune` returned.
+      ValueError: the state holds no pruning state, or more than one.
+
+    >>> pruner = prune(0.5, every=None)
+    >>> tx = optax.chain(optax.sgd(0.1), pruner)
+    >>> params = {"w": jnp.array([[1.0, 3.0]])}
+    >>> params, state = revise(pruner, params, tx.init(params))
+    >>> params["w"].tolist()
+    [[0.0, 3.0]]
+    """
+    if not isinstance(pruner, Pruner):
+        raise TypeError(
+            f"revise() takes what an.pruning.prune(...) returned, not {type(pruner).__name__}: "
+            "keep the pruner in a variable and put it into the chain."
+        )
+    params, state = pruner.event(params, _only_state(opt_state), signals)
+
+    def is_state(node: Any) -> bool:
+        return isinstance(node, PruneState)
+
+    opt_state = jax.tree.map(
+        lambda node: state if is_state(node) else node, opt_state, is_leaf=is_state
+    )
+    return params, opt_state
