@@ -226,35 +226,31 @@ def _kth_by_bisection(keys: list[jax.Array], wanted: counts.Count, bits: int) ->
 
 def _kth_by_histogram(keys: list[jax.Array], wanted: counts.Count, bits: int) -> jax.Array:
     dtype = keys[0].dtype
-    prefix, above = jnp.zeros((), dtype), counts.as_count(0)
-    high = bits
-    while high > 0:
-        width = min(_DIGIT, high)
-        low = high - width
-        bins = _sum([_histogram(key, prefix, high, low, bits) for key in keys])
-        reached = counts.cumulative(bins, reverse=True)
-        reached = counts.Count(counts._carry(reached.limbs + above.limbs))
+    passes = -(-bits // _DIGIT)
+
+    # A loop, although short and of known length: the body is compiled once.
+    def descend(i: jax.Array, carry: tuple[jax.Array, counts.Count]) -> Any:
+        prefix, above = carry
+        low = (jnp.asarray((passes - 1) * _DIGIT, jnp.int32) - i * _DIGIT).astype(dtype)
+        bins = _sum([_histogram(key, prefix, low) for key in keys])
+        reached = counts.cumulative(bins, reverse=True) + above
         # The last bin from which on at least `wanted` scores are found holds the k-th.
         enough = ~counts.less(reached, wanted)
         digit = jnp.maximum(jnp.sum(enough, dtype=jnp.int32) - 1, 0)
-        above = counts.Count(
-            jnp.take(jnp.concatenate([reached.limbs, above.limbs[None]]), digit + 1, axis=0)
-        )
-        prefix = (prefix << width) | digit.astype(dtype)
-        high = low
-    return prefix
+        limbs = jnp.concatenate([reached.limbs, above.limbs[None]])
+        above = counts.Count(jnp.take(limbs, digit + 1, axis=0))
+        return (prefix << _DIGIT) | digit.astype(dtype), above
+
+    start = (jnp.zeros((), dtype), counts.as_count(0))
+    return jax.lax.fori_loop(0, passes, descend, start)[0]
 
 
-def _histogram(key: jax.Array, prefix: jax.Array, high: int, low: int, bits: int) -> counts.Count:
-    width = high - low
-    digit = (key >> low) & jnp.asarray((1 << width) - 1, key.dtype)
-    digit = digit.astype(jnp.int32)
-    if high == bits:
-        weight = jnp.ones(key.shape, jnp.uint32)
-    else:
-        weight = ((key >> high) == prefix).astype(jnp.uint32)
-    bins = jnp.zeros(1 << width, jnp.uint32).at[digit].add(weight)
-    return counts.as_count(bins)
+def _histogram(key: jax.Array, prefix: jax.Array, low: jax.Array) -> counts.Count:
+    """Counts the next digit of the keys that begin with a prefix."""
+    shifted = key >> low
+    digit = (shifted & jnp.asarray(2**_DIGIT - 1, key.dtype)).astype(jnp.int32)
+    weight = ((shifted >> _DIGIT) == prefix).astype(jnp.uint32)
+    return counts.as_count(jnp.zeros(2**_DIGIT, jnp.uint32).at[digit].add(weight))
 
 
 def _masks(
@@ -283,26 +279,25 @@ def _masks(
         )
 
     def by_position() -> tuple[jax.Array, ...]:
+        # Leaves before this one are taken whole, those behind not at all: one leaf is split.
+        split = jnp.argmax(partial)
+        ranks = [_rank((key == threshold) & partial[i]) for i, key in enumerate(keys)]
+        bits = max(key.size for key in keys).bit_length()
+        cut = _kth_key(ranks, counts.Count(take.limbs[split]), bits, histogram)
         return tuple(
-            (key > threshold) | _first(key == threshold, counts.Count(take.limbs[i]), histogram)
+            (key > threshold) | ((key == threshold) & some[i] & (~partial[i] | (ranks[i] >= cut)))
             for i, key in enumerate(keys)
         )
 
     return list(jax.lax.cond(jnp.any(partial), by_position, whole))
 
 
-def _first(flags: jax.Array, take: counts.Count, histogram: bool) -> jax.Array:
-    """Keeps the first `take` True flags in row-major order."""
-    if flags.size == 0:
-        return flags
-    # Larger for earlier positions, zero where there is no flag.
-    rank = jnp.zeros(flags.shape, jnp.uint32)
+def _rank(flags: jax.Array) -> jax.Array:
+    """Numbers the True flags of a leaf: larger for earlier positions, zero where False."""
+    position = jnp.zeros(flags.shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(flags.ndim)):
         place = jax.lax.broadcasted_iota(jnp.uint32, flags.shape, axis)
-        rank = rank + place * jnp.uint32(stride)
+        position = position + place * jnp.uint32(stride)
         stride *= flags.shape[axis]
-    rank = jnp.where(flags, jnp.uint32(flags.size) - rank, jnp.uint32(0))
-    cut = _kth_key([rank], take, int(flags.size).bit_length(), histogram)
-    none = ~counts.less(counts.as_count(0), take)
-    return flags & (rank >= cut) & ~none
+    return jnp.where(flags, jnp.uint32(flags.size) - position, jnp.uint32(0))

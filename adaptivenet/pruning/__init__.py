@@ -3,6 +3,7 @@
 from adaptivenet.pruning.allocations import Allocation, Global, Uniform
 from adaptivenet.pruning.controller import AutoState, auto
 from adaptivenet.pruning.demands import AtLeast, Demand, OfAlive, Sparsity
+from adaptivenet.pruning.effective import effective_masks
 from adaptivenet.pruning.event import Outcome, cut_and_wake
 from adaptivenet.pruning.masks import apply_mask, full_mask, landing
 from adaptivenet.pruning.record import Record
@@ -49,6 +50,7 @@ __all__ = [
     "constant",
     "cubic",
     "cut_and_wake",
+    "effective_masks",
     "everything",
     "full_mask",
     "landing",
