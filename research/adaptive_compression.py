@@ -55,6 +55,8 @@ class Config:
 
     data: Literal["digits", "mnist1d", "mnist", "fashion_mnist"] = "digits"
     """data set (never replaced by another one)"""
+    standardise: bool = True
+    """inputs to zero mean and unit variance (one mean and one deviation, of the training data)"""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """one network a seed in each arm"""
     arms: tuple[ArmName, ...] = ("dense", "note", "percentile", "scheduled", "auto")
@@ -63,8 +65,8 @@ class Config:
     """widths of the hidden layers (the founding MLP: 128, 64)"""
     dropout: Share = 0.3
     """rate after the first layer"""
-    scale_dropout: bool = False
-    """multiply the rate by the square root of the density, as sparse layers overfit less"""
+    dropout_power: Annotated[float, Range(ge=0)] = 0.5
+    """the rate is multiplied by density to this power, as sparse nets overfit less (0: constant)"""
     epochs: Annotated[int, Range(ge=1)] = 60
     """passes over the training data"""
     batch_size: Annotated[int, Range(ge=1)] = 32
@@ -81,6 +83,8 @@ class Config:
     """percentile rule: per cent of the living synapses cut before each epoch, until prune_end"""
     sparsities: tuple[Share, ...] = (0.7, 0.9, 0.95)
     """final sparsities of the scheduled arm"""
+    every: Annotated[int, Range(ge=1)] | None = None
+    """steps between the scheduled arm's events, in the step; null: one event an epoch, between"""
     prune_start: Share = 0.1
     """share of the training at which the schedules begin"""
     prune_end: Annotated[float, Range(gt=0, le=1)] = 0.65
@@ -109,7 +113,7 @@ class Arm(NamedTuple):
 
     pruner: Callable[[Any], an.pruning.Pruner] | None = None
     settings: tuple[float, ...] = (0.0,)
-    when: Literal["before", "after"] = "before"
+    when: Literal["before", "in step", "after"] = "before"
 
 
 class Result(NamedTuple):
@@ -128,7 +132,7 @@ def arms(config: Config, steps: int) -> dict[str, Arm]:
     loop = config.auto
 
     def scheduled(sparsity: Any) -> Any:
-        return p.prune(p.cubic(final=sparsity, start=start, end=end), every=None)
+        return p.prune(p.cubic(final=sparsity, start=start, end=end), every=config.every)
 
     def percentile(_: Any) -> Any:
         return p.prune(p.percentile(config.percentile, start=start, end=end), every=None)
@@ -151,7 +155,7 @@ def arms(config: Config, steps: int) -> dict[str, Arm]:
         "dense": Arm(),
         "note": Arm(note, when="after"),
         "percentile": Arm(percentile),
-        "scheduled": Arm(scheduled, config.sparsities),
+        "scheduled": Arm(scheduled, config.sparsities, "in step" if config.every else "before"),
         "auto": Arm(auto),
     }
 
@@ -185,8 +189,8 @@ def train_arm(config: Config, name: str, arm: Arm, data: Any, folder: Path, bar:
 
     def loss(params: Any, inputs: Any, targets: Any, key: Any) -> Any:
         drop = config.dropout
-        if config.scale_dropout:
-            drop = drop * jnp.sqrt(density(params))
+        if config.dropout_power > 0:
+            drop = drop * density(params) ** config.dropout_power
         logits = models.mlp(params, inputs, key=key, dropout=drop)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets)), {}
 
@@ -208,8 +212,12 @@ def train_arm(config: Config, name: str, arm: Arm, data: Any, folder: Path, bar:
         params, opt_state = an.pruning.revise(pruner, state.params, state.opt_state, **signals)
         return state._replace(params=params, opt_state=opt_state)
 
+    method = config.population
+    if method == "auto" and arm.when == "in step":
+        method = "map"  # vmap would pay for an event in every step
+
     def over(function: Any, axes: Any) -> Any:
-        return training.over_population(function, axes, method=config.population)
+        return training.over_population(function, axes, method=method)
 
     evaluate = over(training.make_evaluate(per_example, batch_size=1000), (0, None, None))
     train = over(epoch, (0, 0, None, None))
@@ -346,7 +354,11 @@ def main(argv: list[str] | None = None) -> None:
         loaded = an.data.load(config.data)
     except an.data.DataError as error:
         sys.exit(f"research.adaptive_compression: {error}")
-    flat = an.data.flatten(loaded if loaded.maximum is None else an.data.normalise(loaded))
+    flat = an.data.flatten(loaded)
+    if config.standardise:
+        flat = an.data.standardise(flat)
+    elif flat.maximum is not None:
+        flat = an.data.normalise(flat)
     if config.validation + config.batch_size > len(flat.train_inputs):
         sys.exit(
             f"validation={config.validation} leaves fewer than one batch of {config.batch_size} "

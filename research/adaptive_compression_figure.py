@@ -102,6 +102,7 @@ def _over_time(axis: Any, results: Any, colour: Any, key: str, label: str, scale
         axis.fill_between(
             epochs, values.min(1), values.max(1), color=colour[r.name], alpha=0.12, linewidth=0
         )
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("epoch")
     axis.set_title(label)
 
@@ -127,6 +128,7 @@ def _per_layer(axis: Any, results: Any, colour: Any) -> None:
         axis.bar(where, densities, width, color=colour[r.name])
     axis.set_yscale("log")
     axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+    axis.minorticks_off()
     axis.set_xticks(np.arange(len(layers)), layers)
     axis.set_title("density of each layer at the end (%, log)")
 
@@ -147,15 +149,11 @@ def _trade(axis: Any, results: Any, colour: Any) -> None:
             color=colour[r.name],
             capsize=3,
         )
-        axis.annotate(
-            r.name,
-            (size["mean"] / 1000, 100 * test["mean"]),
-            textcoords="offset points",
-            xytext=(6, 4),
-            fontsize=8,
-            color=colour[r.name],
-        )
     axis.set_xscale("log")
-    axis.margins(x=0.25)
+    axis.margins(x=0.15)
+    sizes = [r.row["packed_bytes"]["mean"] / 1000 for r in results]
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500) if min(sizes) / 2 < t < 2 * max(sizes)]
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
     axis.set_xlabel("file (kB, log)")
     axis.set_title("test accuracy (%, 95 % interval) against file size")

@@ -1,0 +1,142 @@
+"""The main job from end to end at the smallest scale, and its messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from adaptivenet import compression
+from research import adaptive_compression as job
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--epochs", "4", "--batch-size", "64", "--seeds", "0", "1", "--hidden", "16", "8"]
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    # optax's schedules and Adam mix dtypes, which the strict setting of these tests refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def _run(tmp_path, *more):
+    job.main([*SMALL, "--output", str(tmp_path), *more])
+    (folder,) = (tmp_path / "adaptive_compression").iterdir()
+    return folder, json.loads((folder / "results.json").read_text())
+
+
+def test_all_arms_end_with_table_results_figure_and_files(tmp_path, capsys):
+    folder, results = _run(tmp_path, "--sparsities", "0.5", "0.9")
+    printed = capsys.readouterr().out
+    names = ["dense", "note", "percentile", "scheduled 50.0%", "scheduled 90.0%", "auto"]
+    assert list(results["metrics"]) == names
+    assert all(name in printed for name in names)
+    weights = 64 * 16 + 16 * 8 + 8 * 10
+    sparsity = results["metrics"]["scheduled 90.0%"]["sparsity"]["mean"]
+    assert sparsity == round(0.9 * weights) / weights
+    assert results["metrics"]["dense"]["parameters"]["mean"] == weights + 16 + 8 + 10
+    assert results["data"]["name"] == "Optical digits 8x8"
+    for suffix in ("png", "pdf"):
+        assert (folder / f"figure.{suffix}").stat().st_size > 10_000
+    file = folder / "networks" / "scheduled_90.0_seed1.adnt"
+    net = compression.load_packed(file)
+    zeros = sum(int(np.sum(layer["kernel"] == 0)) for layer in net.values())
+    assert zeros == round(0.9 * weights)
+    assert file.stat().st_size < (folder / "networks" / "dense_seed1.adnt").stat().st_size / 3
+
+
+def test_arms_share_batches_until_the_first_event(tmp_path):
+    folder, _ = _run(tmp_path, "--arms", "dense", "scheduled", "--sparsities", "0.5")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    first = [line["train_loss"] for line in lines if line["epoch"] == 0]
+    # Other programs round otherwise; other batches would differ in the first digits.
+    np.testing.assert_allclose(first[0], first[1], rtol=1e-5)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    folder, before = _run(tmp_path, "--arms", "dense")
+    lines = (folder / "metrics.jsonl").read_text()
+    _, after = _run(tmp_path, "--arms", "dense")
+    assert (folder / "metrics.jsonl").read_text() == lines
+    assert before["metrics"] == after["metrics"]
+
+
+def test_in_step_events_reach_the_target(tmp_path):
+    _, results = _run(tmp_path, "--arms", "scheduled", "--sparsities", "0.8", "--every", "7")
+    weights = 64 * 16 + 16 * 8 + 8 * 10
+    sparsity = results["metrics"]["scheduled"]["sparsity"]
+    assert sparsity["mean"] == round(0.8 * weights) / weights
+
+
+def test_early_stopped_weights_are_pruned_weights(tmp_path, capsys):
+    _, results = _run(tmp_path, "--arms", "scheduled", "--sparsities", "0.8", "--patience", "1")
+    assert "early-stopped weights" in capsys.readouterr().out
+    assert results["weights"] == "early-stopped"
+    assert results["metrics"]["scheduled"]["sparsity"]["mean"] > 0.79
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epoch", "3"], "did you mean --epochs"),
+        (["--epochs", "many"], "--epochs"),
+        (["--dropout", "1.5"], "dropout"),
+        (["--seeds", "1", "1"], "distinct"),
+        (["--prune-end", "0.01"], "prune_end"),
+        (["--validation", "1430"], "validation=1430"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        job.main([*words, "--output", str(tmp_path)])
+    said = capsys.readouterr().err + str(stop.value)
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_absent_data_are_named_with_the_way_out(tmp_path, monkeypatch):
+    def missing(name):
+        raise job.an.data.MissingDataError(f"python -m adaptivenet.data fetch {name}")
+
+    monkeypatch.setattr(job.an.data, "load", missing)
+    with pytest.raises(SystemExit, match="fetch mnist"):
+        job.main(["--data", "mnist", "--output", str(tmp_path)])
+
+
+def test_killed_in_mid_run_and_started_again_is_the_same_run(tmp_path):
+    words = [sys.executable, "-m", "research.adaptive_compression", "--arms", "scheduled"]
+    words += ["--sparsities", "0.9", "--seeds", "3", "--epochs", "40", "--every", "5"]
+    environment = {**os.environ, "CI": "true"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    subprocess.run(
+        [*words, "--output", str(whole)], cwd=ROOT, env=environment, check=True, timeout=240
+    )
+    run = subprocess.Popen(
+        [*words, "--output", str(cut)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:  # until the third epoch is on record
+        logs = list(cut.glob("*/*/metrics.jsonl"))
+        if logs and len(logs[0].read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.02)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait(30) == -signal.SIGKILL
+    (log,) = cut.glob("*/*/metrics.jsonl")
+    assert len(log.read_text().splitlines()) < 40
+    subprocess.run(
+        [*words, "--output", str(cut)], cwd=ROOT, env=environment, check=True, timeout=240
+    )
+    names = [path.relative_to(whole) for path in whole.glob("*/*/networks/*.adnt")]
+    assert len(names) == 2
+    for name in names:
+        assert (whole / name).read_bytes() == (cut / name).read_bytes()
