@@ -11,15 +11,16 @@ The public API in one screen. Each name below is a submodule, loaded when it is 
         an.pruning.prune(an.pruning.cubic(final=0.95, start=500, end=3_000), every=100),
     )
 
-============== ===============================================================================
-``trees``      paths, selection of leaves by path, exact integer counts
-``selection``  the exact k-th largest score of a whole pytree, without sorting or gathering
-``pruning``    scores, schedules, allocations, structures, and the transformation ``prune``
-``data``       data sets with checksums; digits and MNIST-1D need no download
-``models``     the subjects to compress
-``training``   epochs as one scan, populations, checkpoints, tracking, typed configs
-``testing``    the contract suite that every transformation passes, for your own as well
-============== ===============================================================================
+=============== ================================================================================
+``trees``       paths, selection of leaves by path, exact integer counts
+``selection``   the exact k-th largest score of a whole pytree, without sorting or gathering
+``pruning``     scores, schedules, allocations, structures, and the transformation ``prune``
+``compression`` the file: what a sparse network weighs when written and read back
+``data``        data sets with checksums; digits and MNIST-1D need no download
+``models``      the subjects to compress
+``training``    epochs as one scan, populations, checkpoints, tracking, typed configs
+``testing``     the contract suite that every transformation passes, for your own as well
+=============== ================================================================================
 
 >>> import adaptivenet as an
 >>> "pruning" in dir(an)
@@ -34,12 +35,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from adaptivenet import data, models, pruning, selection, testing, training, trees
+    from adaptivenet import compression, data, models, pruning, selection, testing, training, trees
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "__version__",
+    "compression",
     "data",
     "models",
     "pruning",

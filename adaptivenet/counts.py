@@ -127,6 +127,11 @@ def as_count(value: Any) -> Count:
             raise ValueError(f"a count must be in [0, 2^64), not {value}.")
         limbs = [(int(value) >> (_BITS * place)) & 0xFFFF for place in range(_LIMBS)]
         return Count(jnp.asarray(np.array(limbs, np.uint32)))
+    if isinstance(value, np.ndarray) and value.dtype in (np.int64, np.uint64):
+        # jnp.asarray would keep the low 32 bits only.
+        wide = np.maximum(value, 0).astype(np.uint64)
+        places = np.arange(0, _LIMBS * _BITS, _BITS, dtype=np.uint64)
+        return Count(jnp.asarray(((wide[..., None] >> places) & 0xFFFF).astype(np.uint32)))
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"a count must be an integer, not {array.dtype}.")

@@ -39,7 +39,7 @@ class Selection(NamedTuple):
 
     Attributes:
       mask: pytree of bool, True at exactly ``k`` positions.
-      threshold: scalar, the k-th largest score (inf where k is 0).
+      threshold: scalar, the k-th largest score (inf where k is 0; nan in formats without inf).
     """
 
     mask: PyTree
@@ -136,6 +136,11 @@ def select(
             jnp.asarray(jnp.inf, dtype),
         )
     allowed = [None] * len(leaves) if where is None else jax.tree.leaves(where)
+    if where is not None and list(map(jnp.shape, allowed)) != list(map(jnp.shape, leaves)):
+        raise ValueError(
+            f"where= must have leaves shaped like the scores, {list(map(jnp.shape, leaves))}, "
+            f"not {list(map(jnp.shape, allowed))}."
+        )
     keys = [_key(jnp.asarray(leaf), ok, wide) for leaf, ok in zip(leaves, allowed, strict=True)]
     histogram = _use_histogram(method, keys)
     bits = 64 if wide else 32
@@ -173,11 +178,16 @@ def _explicitly_sharded(array: jax.Array) -> bool:
 def _key(leaf: jax.Array, allowed: Any, wide: bool) -> jax.Array:
     """Unsigned integers in the order of the scores: 0 left out, 1 nan, then |score| + 2."""
     target, unsigned = (jnp.float64, jnp.uint64) if wide else (jnp.float32, jnp.uint32)
-    if leaf.dtype == jnp.bfloat16 and not wide:
-        # By integer shifts, so that denormals survive processors that flush them.
+    # By integer arithmetic, so that denormals survive processors that flush them.
+    if leaf.dtype == jnp.bfloat16:
         short = jax.lax.bitcast_convert_type(leaf, jnp.uint16).astype(jnp.uint32)
         pattern = short << 16
-    else:
+        leaf = jax.lax.bitcast_convert_type(pattern, jnp.float32) if wide else leaf
+    if wide and leaf.dtype == jnp.float32:
+        pattern = jax.lax.bitcast_convert_type(leaf, jnp.uint32) & jnp.uint32(0x7FFFFFFF)
+        denormal = pattern.astype(jnp.float64) * 2.0**-149
+        leaf = jnp.where(pattern < jnp.uint32(1 << 23), denormal, leaf.astype(jnp.float64))
+    if wide or leaf.dtype != jnp.bfloat16:
         pattern = jax.lax.bitcast_convert_type(leaf.astype(target), unsigned)
     pattern = pattern & jnp.asarray(jnp.iinfo(unsigned).max >> 1, unsigned)
     infinity = jnp.asarray(np.array(np.inf, target).view(unsigned), unsigned)

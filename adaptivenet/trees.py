@@ -9,6 +9,7 @@ has the structure of the parameters and yet holds arrays for synapses only.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -61,12 +62,17 @@ def _key_name(key: Any) -> str:
     return str(key)
 
 
-def _path_name(path: Sequence[Any]) -> str:
-    names = [_key_name(key) for key in path]
-    # NNX stores an array as the `value` of a Variable; Linen does not. Spell both alike.
-    if len(names) > 1 and names[-1] == "value" and not hasattr(path[-1], "key"):
-        names = names[:-1]
-    return "/".join(names)
+@functools.lru_cache(maxsize=1024)
+def _is_variable_type(kind: type) -> bool:
+    # Recognized by name, because this floor does not import Flax.
+    return any(
+        base.__name__ in ("Variable", "VariableState") and base.__module__.startswith("flax.nnx")
+        for base in kind.__mro__
+    )
+
+
+def _is_variable(node: Any) -> bool:
+    return _is_variable_type(type(node))
 
 
 def paths(tree: PyTree) -> tuple[str, ...]:
@@ -83,7 +89,12 @@ def paths(tree: PyTree) -> tuple[str, ...]:
     >>> paths({"dense1": {"kernel": 1.0, "bias": 2.0}, "scale": [3.0]})
     ('dense1/bias', 'dense1/kernel', 'scale/0')
     """
-    return tuple(_path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree))
+    names = []
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable):
+        # NNX stores an array as the `value` of a Variable; Linen does not. Spell both alike.
+        inner = jax.tree_util.tree_leaves_with_path(node) if _is_variable(node) else [((), node)]
+        names += ["/".join(map(_key_name, (*path, *below[1:]))) for below, _ in inner]
+    return tuple(names)
 
 
 def size(tree: PyTree) -> int:
@@ -271,6 +282,11 @@ def _beside(mask: PyTree, treedef: Any, tree: PyTree) -> list[Any]:
     try:
         return treedef.flatten_up_to(tree)
     except ValueError as error:
+        if "flax.nnx" in str(error):
+            raise ValueError(
+                "the mask and the parameters wrap their arrays in different NNX variables: give "
+                "nnx.as_pure(nnx.state(model, nnx.Param)) and nnx.as_pure(optimizer.opt_state)."
+            ) from error
         raise ValueError(
             f"this mask belongs to another tree: its synapses are {_listing(paths(mask))}, but "
             f"the tree given has {_listing(paths(tree))}. Call init on the parameters that are "
@@ -297,7 +313,9 @@ def check_finite(tree: PyTree, what: str = "parameter") -> None:
         if isinstance(leaf, jax.core.Tracer) or not _is_float(leaf):
             continue
         if isinstance(leaf, jax.Array):
-            bad = int(jnp.isnan(leaf).sum()) if leaf.is_fully_addressable else 0
+            # Within a jit, operations on a known array would be traced.
+            with jax.ensure_compile_time_eval():
+                bad = int(jnp.isnan(leaf).sum()) if leaf.is_fully_addressable else 0
         else:
             bad = int(np.isnan(np.asarray(leaf, dtype=np.float64)).sum())
         if bad:

@@ -89,7 +89,8 @@ class _Auto(Schedule):
         slack = jnp.asarray(self.tolerance).astype(jnp.float32)
         if self.relative:
             slack = slack * jnp.abs(reference)
-        within = value <= reference + slack  # nan is never within
+        # A run that diverged (nan, inf) is never within, even if it never did better.
+        within = (value <= reference + slack) & jnp.isfinite(value)
         good = jnp.where(within, state.density, state.good)
         largest = jnp.asarray(self.rate).astype(jnp.float32)
         rate = jnp.where(

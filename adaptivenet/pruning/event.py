@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from adaptivenet import selection
-from adaptivenet.counts import Count, Share, as_count, as_share, clip, part, total
+from adaptivenet.counts import Count, as_count, as_share, clip, part, total
 from adaptivenet.pruning import regrowth, scores
 from adaptivenet.pruning.allocations import Allocation
 from adaptivenet.pruning.demands import AtLeast, Demand
@@ -97,14 +97,17 @@ def cut_and_wake(
                 ok & ((value.astype(jnp.float32) >= limit) | (limit <= 0))
                 for value, ok in zip(chosen, where, strict=True)
             ]
-            wanted.append(total(as_count(count_leaves(survivors))))
+            number = total(as_count(count_leaves(survivors)))
+            wanted.append(number)
             thresholds.append(limit)
+            if regrow is not None and not isinstance(regrow, regrowth.Everything):
+                cut = number - part(as_share(regrow.fraction, "fraction"), number)
+                survivors = selection.top_mask(chosen, cut, where=survivors)
         else:
             keep = demand.keep(living, sum(sizes[place] for place in group))
             cut = clip(keep, as_count(0), living)
             if regrow is not None:
-                give_way = Share(as_share(regrow.fraction, "fraction").limbs)
-                cut = cut - part(give_way, cut)
+                cut = cut - part(as_share(regrow.fraction, "fraction"), cut)
             survivors, threshold = selection.select(chosen, cut, where=where)
             wanted.append(keep)
             thresholds.append(threshold.astype(jnp.float32))

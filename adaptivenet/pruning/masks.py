@@ -76,7 +76,8 @@ def landing(updates: PyTree, params: PyTree, mask: PyTree) -> PyTree:
 
     def land(keep: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
         # In fewer bits than the parameter has, -p would be rounded and miss zero.
-        dtype = jnp.promote_types(update.dtype, param.dtype)
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.promote_types(update.dtype, param.dtype)
         return jnp.where(keep, update.astype(dtype), -param.astype(dtype))
 
     return trees.merge_synapses(land, mask, updates, params)

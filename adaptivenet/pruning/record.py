@@ -28,7 +28,8 @@ class Record(NamedTuple):
       births: synapses woken.
       deaths: synapses cut.
       density: float32, kept / all.
-      turnover: float32, (births + deaths) / all: the distance between the masks.
+      turnover: float32, (births + deaths) / all: the distance between the masks, where nothing
+        wakes in the event that cut it.
       age: float32, mean age of the living in updates since they last woke; nan unless the
         transformation was built with ``ages=True``.
       nonfinite: parameters that cannot land on zero because they are inf or nan.

@@ -42,6 +42,8 @@ def known(value: Any) -> bool:
 
 def check_sparsity(value: Number, name: str) -> None:
     """Refuses a sparsity outside [0, 1), where its value is known."""
+    if isinstance(value, str | None):
+        raise TypeError(f"{name} must be a number in [0, 1), not {value!r}.")
     if known(value):
         for number in np.ravel(np.asarray(value, np.float64)):
             if not (math.isfinite(number) and 0 <= number < 1):
@@ -102,14 +104,14 @@ class Schedule:
 
         Returns:
           Scalar bool. The last step of the window is always due, so that a target is reached
-          whatever ``every`` is.
+          whatever ``every`` is (a window that ends at 0 ends with the first update).
         """
         step = jnp.asarray(step, jnp.int32)
         since = step - jnp.asarray(self.start, jnp.int32)
         turn = (since >= 0) & (since % jnp.asarray(every, jnp.int32) == 0)
         if self.end is None:
             return turn
-        end = jnp.asarray(self.end, jnp.int32)
+        end = jnp.maximum(jnp.asarray(self.end, jnp.int32), 1)
         return (step == end) | (turn if ongoing else turn & (step <= end))
 
 

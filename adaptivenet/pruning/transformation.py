@@ -81,6 +81,11 @@ def prune(
     scanned chunks, which a vmapped population should prefer (a batched ``cond`` runs both
     branches).
 
+    Nothing that changes parameters or updates may come after it in the chain or around it: momentum,
+    clipping, ``optax.contrib.mechanize``; the averages that ``schedule_free_eval_params`` and
+    lookahead's slow weights hold are not pruned. A transformation cannot see the chain that it is
+    in; :func:`adaptivenet.testing.check_landing` on what you will use finds all of these.
+
     Args:
       schedule: a schedule (:func:`cubic`, :func:`auto`, ...), a function from step to sparsity, or
         a constant sparsity.
@@ -230,7 +235,8 @@ def _split_signals(signals: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
 def _check_every(every: Any) -> None:
     if every is None or not known(every):
         return
-    if isinstance(every, bool) or not np.all(np.asarray(every) >= 1):
+    whole = not isinstance(every, bool) and np.issubdtype(np.asarray(every).dtype, np.integer)
+    if not whole or not np.all(np.asarray(every) >= 1):
         raise ValueError(f"every must be a number of updates >= 1, or None, not {every!r}.")
 
 
@@ -284,8 +290,8 @@ def _record(
         kept=narrow(kept, size),
         births=narrow(births, size),
         deaths=narrow(deaths, size),
-        density=kept.astype(jnp.float32) / size,
-        turnover=(births.astype(jnp.float32) + deaths.astype(jnp.float32)) / size,
+        density=kept.astype(jnp.float32) / jnp.float32(size),
+        turnover=(births.astype(jnp.float32) + deaths.astype(jnp.float32)) / jnp.float32(size),
         age=age,
         nonfinite=narrow(_count(nonfinite), size),
         layers=layers,
@@ -366,7 +372,9 @@ def revise(
       **signals: what the score, the rule and the schedule ask for, such as ``validation_loss=``.
 
     Returns:
-      Parameters, exactly zero where cut, and the optimizer state with the new mask.
+      Parameters, exactly zero where cut, and the optimizer state with the new mask. (For an
+      ``nnx.Optimizer`` give ``nnx.as_pure`` of ``nnx.state(model, nnx.Param)`` and of its
+      ``opt_state``, and put the results back with ``nnx.update``.)
 
     Raises:
       TypeError: ``pruner`` is not what :func:`prune` returned.

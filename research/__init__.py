@@ -1,0 +1,1 @@
+"""Studies, one script each: ``python -m research.NAME --config configs/NAME/SCALE.yaml``."""

@@ -1,0 +1,84 @@
+"""Settings that every test runs under, in whatever order and process."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+# Tests are exact statements about arithmetic; they are made on the CPU unless asked otherwise.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import optax
+import pytest
+
+# Promotion must be explicit and nothing may rely on 64-bit types.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_enable_x64", False)
+
+
+def _with_standard_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def relaxed(*args: Any, **kwargs: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return function(*args, **kwargs)
+
+    return relaxed
+
+
+# Optax's bias correction computes `decay ** count` of a float and an int32; it alone keeps Adam and
+# its kin from running under strict promotion. Whatever else of a peer mixes dtypes goes under
+# `with jax.numpy_dtype_promotion("standard")` in the test that uses it.
+_bias_correction = optax.tree_utils.tree_bias_correction
+for _module in [m for name, m in sys.modules.items() if name.split(".")[0] == "optax"]:
+    for _name, _value in list(vars(_module).items()):
+        if _value is _bias_correction:
+            setattr(_module, _name, _with_standard_promotion(_bias_correction))
+
+# Compilation makes the first example slow, whence no deadline; in CI the examples are the same in
+# every run, so that a red run can be repeated.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
+hypothesis.settings.register_profile(
+    "ci",
+    parent=hypothesis.settings.get_profile("default"),
+    derandomize=True,
+    database=None,
+    print_blob=True,
+)
+hypothesis.settings.register_profile(
+    "thorough", parent=hypothesis.settings.get_profile("default"), max_examples=1_000
+)
+hypothesis.settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
+)
+
+_DISTRIBUTED = Path(__file__).parent / "distributed"
+_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests/distributed where the process was not started with eight host devices."""
+    if _EIGHT_DEVICES in os.environ.get("XLA_FLAGS", ""):
+        return
+    skip = pytest.mark.skip(reason=f"needs its own process with XLA_FLAGS={_EIGHT_DEVICES}")
+    for item in items:
+        if _DISTRIBUTED in item.path.parents:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data that ADAPTIVENET_DATA names; the test is skipped without one."""
+    folder = os.environ.get("ADAPTIVENET_DATA")
+    if not folder:
+        pytest.skip("needs real data: set ADAPTIVENET_DATA to the folder that holds it")
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"ADAPTIVENET_DATA={folder} is not a folder")
+    return path
