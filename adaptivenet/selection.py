@@ -135,12 +135,14 @@ def select(
             jax.tree.unflatten(treedef, [jnp.zeros(jnp.shape(leaf), bool) for leaf in leaves]),
             jnp.asarray(jnp.inf, dtype),
         )
-    allowed = [None] * len(leaves) if where is None else jax.tree.leaves(where)
-    if where is not None and list(map(jnp.shape, allowed)) != list(map(jnp.shape, leaves)):
-        raise ValueError(
-            f"where= must have leaves shaped like the scores, {list(map(jnp.shape, leaves))}, "
-            f"not {list(map(jnp.shape, allowed))}."
-        )
+    allowed: list[Any] = [None] * len(leaves)
+    if where is not None:
+        allowed = jax.tree.leaves(where)
+        expected, got = ([jnp.shape(leaf) for leaf in part] for part in (leaves, allowed))
+        if got != expected:
+            raise ValueError(
+                f"where= must have leaves shaped like the scores, {expected}, not {got}."
+            )
     keys = [_key(jnp.asarray(leaf), ok, wide) for leaf, ok in zip(leaves, allowed, strict=True)]
     histogram = _use_histogram(method, keys)
     bits = 64 if wide else 32

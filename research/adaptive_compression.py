@@ -163,8 +163,8 @@ def arms(config: Config, steps: int) -> dict[str, Arm]:
 def density(params: Any) -> jax.Array:
     """Share of the kernels' elements that are not zero."""
     kernels = [layer["kernel"] for layer in params.values()]
-    alive = sum(jnp.sum(kernel != 0).astype(jnp.float32) for kernel in kernels)
-    return alive / float(sum(kernel.size for kernel in kernels))
+    alive = jnp.stack([jnp.sum(kernel != 0) for kernel in kernels]).astype(jnp.float32)
+    return jnp.sum(alive) / float(sum(kernel.size for kernel in kernels))
 
 
 def layer_density(params: Any) -> jax.Array:

@@ -24,7 +24,10 @@ __all__ = ["AtRandom", "Everything", "Regrowth", "at_random", "everything"]
 class Regrowth(Protocol):
     """Chooses the synapses to wake."""
 
-    fraction: Number
+    @property
+    def fraction(self) -> Number:
+        """Share of the kept synapses that gives way to woken ones at every event."""
+        ...
 
     def priority(self, params: PyTree, **signals: Any) -> PyTree:
         """Scores of the dead; the largest wake first."""

@@ -81,10 +81,11 @@ def prune(
     scanned chunks, which a vmapped population should prefer (a batched ``cond`` runs both
     branches).
 
-    Nothing that changes parameters or updates may come after it in the chain or around it: momentum,
-    clipping, ``optax.contrib.mechanize``; the averages that ``schedule_free_eval_params`` and
-    lookahead's slow weights hold are not pruned. A transformation cannot see the chain that it is
-    in; :func:`adaptivenet.testing.check_landing` on what you will use finds all of these.
+    Nothing that changes parameters or updates may come after it in the chain or around it:
+    momentum, clipping, ``optax.contrib.mechanize``; the averages that
+    ``schedule_free_eval_params`` and lookahead's slow weights hold are not pruned. A transformation
+    cannot see the chain that it is in; :func:`adaptivenet.testing.check_landing` on what you will
+    use finds all of these.
 
     Args:
       schedule: a schedule (:func:`cubic`, :func:`auto`, ...), a function from step to sparsity, or

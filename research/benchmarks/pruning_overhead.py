@@ -89,9 +89,9 @@ def ours(steps: int, inputs: jax.Array, targets: jax.Array) -> dict[str, Callabl
 def jaxpruner(path: str, inputs: jax.Array, targets: jax.Array) -> dict[str, Callable[[], Any]]:
     """JaxPruner's magnitude pruning on the same network, batches and optimizer."""
     if not hasattr(jax, "tree_map"):
-        jax.tree_map = jax.tree.map  # removed from jax, and still used there
+        setattr(jax, "tree_map", jax.tree.map)  # noqa: B010 (removed from jax, still used there)
     sys.path.insert(0, path)
-    import jaxpruner as jp
+    import jaxpruner as jp  # pyright: ignore[reportMissingImports]
 
     params = models.mlp_init(jax.random.key(0), SIZES)
     many = jax.vmap(lambda key: models.mlp_init(key, SIZES))(
@@ -154,13 +154,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         cases |= jaxpruner(peer, inputs, targets)
     else:
         show("JaxPruner is not measured: set JAXPRUNER_PATH to a checkout of it.")
-    timings = interleaved(cases, repeats=options.repeats)
-    names = list(cases)
-    alone = {name: timings.seconds[name] for name in names if "vmap" not in name}
-    together = {name: timings.seconds[name] for name in names if "vmap" in name}
+    alone = {name: case for name, case in cases.items() if "vmap" not in name}
+    together = {name: case for name, case in cases.items() if "vmap" in name}
     summary = {}
-    for reference, seconds in (("adam", alone), ("vmap of 8, adam", together)):
-        part = type(timings)(seconds)
+    for reference, group in (("adam", alone), ("vmap of 8, adam", together)):
+        part = interleaved(group, repeats=options.repeats, warmup=1)
         show(part.table(reference, f"\n{options.steps} steps, ratio to {reference}"))
         summary |= part.summary(reference)
     show("")
