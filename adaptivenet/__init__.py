@@ -12,7 +12,8 @@ The public API in one screen. Each name below is a submodule, loaded when it is 
     )
 
 =============== ================================================================================
-``trees``       paths, selection of leaves by path, exact integer counts
+``trees``       paths, selection of leaves by path, masks beside parameters
+``counts``      exact counts and fractions of any size, without 64-bit integers
 ``selection``   the exact k-th largest score of a whole pytree, without sorting or gathering
 ``pruning``     scores, schedules, allocations, structures, and the transformation ``prune``
 ``compression`` the file: what a sparse network weighs when written and read back
@@ -35,13 +36,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from adaptivenet import compression, data, models, pruning, selection, testing, training, trees
+    from adaptivenet import (
+        compression,
+        counts,
+        data,
+        models,
+        pruning,
+        selection,
+        testing,
+        training,
+        trees,
+    )
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "__version__",
     "compression",
+    "counts",
     "data",
     "models",
     "pruning",
