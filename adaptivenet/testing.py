@@ -377,8 +377,8 @@ def check_sharded(make: Make, *, steps: int = _STEPS, devices: Any = None) -> No
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    # The compiler of the CPU fuses multiplications into additions as the shapes of the shards allow,
-    # which changes last bits; unoptimized code does not.
+    # The compiler of the CPU fuses multiplications into additions as the shapes of the shards
+    # allow, which changes last bits; unoptimized code does not.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init, advance = (jax.jit(f, compiler_options=options) for f in (tx.init, step))
     results = []

@@ -1,0 +1,121 @@
+"""The contract suite on the transformations of this library.
+
+One transformation runs the full matrix of subjects and modes; the others run in a single and in a
+batched way, each on another subject, at a fifth of the cost.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adaptivenet as an
+from adaptivenet import pruning, testing
+
+
+def cubic(sparsity):
+    """Magnitude along a cubic, in the step: what most users run."""
+    schedule = pruning.cubic(final=sparsity, start=0, end=5)
+    return optax.chain(optax.adam(1e-2), pruning.prune(schedule, every=2))
+
+
+def random_score(sparsity):
+    return optax.chain(optax.sgd(0.1), pruning.prune(sparsity, score=pruning.random, every=3))
+
+
+def founding_note(limit):
+    """A threshold at every event; what falls below it goes on learning."""
+    rule = pruning.prune(pruning.threshold(limit / 5), regrow=pruning.everything(), every=2)
+    return optax.chain(optax.sgd(0.1, momentum=0.9), rule)
+
+
+def percentile_uniform(share):
+    schedule = pruning.percentile(share * 40)
+    return optax.chain(optax.sgd(0.1), pruning.prune(schedule, allocation=pruning.Uniform()))
+
+
+def evolving(sparsity):
+    """Prunes and regrows, and keeps ages."""
+    rule = pruning.prune(
+        pruning.linear(sparsity, 0, 4), regrow=pruning.at_random(0.3), every=2, ages=True
+    )
+    return optax.chain(optax.adam(1e-2), rule)
+
+
+def closed_loop(tolerance):
+    """`auto` on a signal of its own: how far the weights have moved from one."""
+    inner = optax.chain(optax.sgd(0.05), pruning.prune(pruning.auto(tolerance / 10), every=2))
+
+    def update(updates, state, params=None, **signals):
+        loss = optax.tree_utils.tree_norm(jax.tree.map(lambda p: p - 1.0, params), squared=True)
+        return inner.update(updates, state, params, validation_loss=loss, **signals)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def accumulating(sparsity):
+    """Gradients of two steps in one update, and none that is not finite."""
+    chain = optax.chain(optax.sgd(0.1), pruning.prune(sparsity))
+    steps = optax.MultiSteps(optax.apply_if_finite(chain, 3), every_k_schedule=2)
+    return steps.gradient_transformation()
+
+
+OTHERS = {
+    make.__name__: make
+    for make in (
+        random_score,
+        founding_note,
+        percentile_uniform,
+        evolving,
+        closed_loop,
+        accumulating,
+    )
+}
+
+
+@pytest.mark.parametrize("mode", testing.MODES)
+@pytest.mark.parametrize("subject", testing.SUBJECTS)
+def test_the_full_matrix(subject, mode):
+    testing.check(cubic, subject=subject, mode=mode)
+
+
+DIAGONALS = [
+    pytest.param(make, testing.SUBJECTS[(place + turn) % 5], mode, id=f"{name}-{mode}")
+    for turn, (name, make) in enumerate(OTHERS.items())
+    # "jit" and "scan" are compared with each other: one of them is enough here.
+    for place, mode in enumerate(("scan", ("vmap_seeds", "vmap_strengths")[turn % 2]))
+]
+
+
+@pytest.mark.parametrize(("make", "subject", "mode"), DIAGONALS)
+def test_the_diagonal(make, subject, mode):
+    testing.check(make, subject=subject, mode=mode)
+
+
+@pytest.mark.parametrize("subject", testing.SUBJECTS)
+def test_checkpoints(subject):
+    testing.check_checkpoint(evolving, subject=subject)
+
+
+@pytest.mark.parametrize(
+    ("make", "subject"),
+    list(zip((*OTHERS.values(), cubic), (*testing.SUBJECTS, "dict", "list"), strict=True)),
+)
+def test_resumed_runs(make, subject):
+    testing.check_resume(make, subject=subject)
+
+
+def test_the_diagonal_prunes_at_all():
+    """A contract that holds because nothing happens would prove nothing."""
+    params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32))}
+    for name, make in OTHERS.items():
+        tx = optax.with_extra_args_support(make(0.5))
+        state, now = tx.init(params), params
+        for _ in range(4):
+            updates, state = tx.update(jax.tree.map(jnp.sin, now), state, now)
+            now = optax.apply_updates(now, updates)
+        assert int(an.pruning.record(state).step) > 0, name
+        assert int(an.pruning.record(state).deaths) > 0 or int((now["w"] == 0).sum()) > 0, name
