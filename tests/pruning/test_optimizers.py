@@ -151,12 +151,10 @@ def test_every_alias_lands(name):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize(
-    "name", ["adagrad", "adam", "adamax", "lamb", "lars", "lion", "radam", "sgd", "yogi"]
-)
+@pytest.mark.parametrize("name", ["adagrad", "adam", "lamb", "lion", "sgd"])
 def test_aliases_land_in_half_precision(name, dtype):
     # An eps of 1e-8 is zero in float16, whose parameters would become nan.
-    eps = {"eps": 1e-3} if name in ("adam", "adamax", "radam") else {}
+    eps = {"eps": 1e-3} if name == "adam" else {}
     tx = optax.chain(build(name, optax, ALIASES[name] | eps), PRUNER)
     params, state = train(tx, dtype, after=exact)
     assert params["a"]["kernel"].dtype == dtype
@@ -210,9 +208,15 @@ def test_wrappers_land(name):
 
 def test_multi_steps_counts_gradient_steps():
     tx = optax.MultiSteps(optax.chain(SGD, pruning.prune(0.6, every=2)), every_k_schedule=3)
-    events = []
-    train(tx, steps=7, after=lambda _, state: events.append(int(pruning.record(state).kept)))
-    assert events == [50] * 5 + [20] * 2
+    params = parameters()
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), pruning.record(state).kept
+
+    kept = jax.lax.scan(step, (params, tx.init(params)), None, length=7)[1]
+    assert kept.tolist() == [50] * 5 + [20] * 2
 
 
 def test_two_pruners_of_a_multi_transform():

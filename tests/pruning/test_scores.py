@@ -88,7 +88,6 @@ def test_a_missing_signal_says_what_to_add(signal, remedy):
         pruner.update(params, state, params)
     with pytest.raises(ValueError, match=message):
         pruning.revise(pruner, params, state)
-    # A regrowth rule's priority is asked the same way.
 
 
 def test_a_signal_that_is_supplied_decides():

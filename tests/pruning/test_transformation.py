@@ -149,12 +149,19 @@ def test_the_same_seed_is_the_same_run():
 
     first = train(make(0), parameters(), 3)
     same(first[:2], train(make(0), parameters(), 3)[:2])
-    by_key = train(make(jax.random.key(0)), parameters(), 3)
-    same(first[:2], by_key[:2])
-    others = [train(make(1), parameters(), 3)[1], train(make(0), parameters(1), 3)[1]]
-    for other in others:
-        masks = [pruning.mask(state)["dense1"]["kernel"] for state in (first[1], other)]
-        assert np.any(masks[0] != masks[1])
+    other = train(make(1), parameters(), 3)
+    masks = [pruning.mask(state)["dense1"]["kernel"] for state in (first[1], other[1])]
+    assert np.any(masks[0] != masks[1])
+
+
+def test_a_seed_is_a_number_or_a_key_and_is_folded_with_the_parameters():
+    def key(seed, params):
+        return np.asarray(pruning.prune(0.5, seed=seed).init(params).key).tolist()
+
+    assert key(7, parameters()) == key(jax.random.key(7), parameters())
+    assert key(7, parameters()) == key(jnp.int32(7), parameters())
+    assert key(7, parameters()) != key(8, parameters())
+    assert key(7, parameters()) != key(7, parameters(1))
 
 
 def test_a_run_cut_in_two_is_the_run_uninterrupted():
