@@ -82,3 +82,16 @@ def data_folder() -> Path:
     if not path.is_dir():
         pytest.fail(f"ADAPTIVENET_DATA={folder} is not a folder")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly(request):
+    """Optimizing many small programs that run once would take most of the time of these tests."""
+    quick = {"contract", "properties", "pruning"} & {request.path.parent.name}
+    if not quick and request.path.name != "test_testing.py":
+        yield
+        return
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -37,14 +37,6 @@ def wrapped(update_tally, start=None):
     return optax.chain(optax.sgd(0.1), optax.GradientTransformation(init, update))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_quickly():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.parametrize(
     ("subject", "mode"), [("list", "eager"), ("nnx_state", "jit"), ("linen", "vmap_strengths")]
 )
