@@ -276,13 +276,19 @@ def test_signals_end_after_a_whole_saved_epoch(problem, tmp_path, capsys, number
 
 
 def test_second_ctrl_c_stops_at_once(problem):
+    # A shell that starts a job in the background has it ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def after_epoch(state, epoch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("not reached")
 
-    with pytest.raises(KeyboardInterrupt) as error:
-        fit(problem.state, **problem.arguments(), epochs=2, after_epoch=after_epoch)
+    try:
+        with pytest.raises(KeyboardInterrupt) as error:
+            fit(problem.state, **problem.arguments(), epochs=2, after_epoch=after_epoch)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not isinstance(error.value, Interrupted)
 
 
