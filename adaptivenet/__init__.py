@@ -20,6 +20,7 @@ The public API in one screen. Each name below is a submodule, loaded when it is 
 ``data``        data sets with checksums; digits and MNIST-1D need no download
 ``models``      the subjects to compress
 ``training``    epochs as one scan, populations, checkpoints, tracking, typed configs
+``emergence``   trajectories of synapses, null models, statistics over seeds, verdicts
 ``testing``     the contract suite that every transformation passes, for your own as well
 =============== ================================================================================
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         compression,
         counts,
         data,
+        emergence,
         models,
         pruning,
         selection,
@@ -55,6 +57,7 @@ __all__ = [
     "compression",
     "counts",
     "data",
+    "emergence",
     "models",
     "pruning",
     "selection",

@@ -1,102 +1,307 @@
-"""The skeleton that studies share: run folder, intervals, results file, table."""
+"""The skeleton of a study: a claim, fixed before the run, that the run can refute.
+
+A study is a frozen config and three functions: `run` trains arms on some seeds and returns numbers,
+`judge` reads them by the rules that the config fixed, `draw` draws one figure. The rest is here:
+command line, run folder, resume by seed, progress, results file, table, verdict.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib.metadata
-import json
-import math
+import importlib
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
+import adaptivenet as an
 from adaptivenet import training
+from adaptivenet.emergence import verdict
+from adaptivenet.training import Range
+from research.results import (
+    Outcome,
+    ResultsError,
+    config_from_text,
+    config_text,
+    mean_interval,
+    open_run,
+    print_table,
+    read_results,
+    write_results,
+)
+
+__all__ = [
+    "BLANK",
+    "Config",
+    "Judgement",
+    "Outcome",
+    "ResultsError",
+    "join",
+    "judge",
+    "load",
+    "main",
+    "mean_interval",
+    "open_run",
+    "print_table",
+    "read_results",
+    "rejudge",
+    "style",
+    "write_results",
+]
+
+Tick = Callable[[str, float], None]
+BLANK = verdict.Hypothesis()  # to be filled in by the config, or refused
 
 
-def open_run(study: str, config: Any) -> tuple[Path, str]:
-    """Makes (or finds again) the run folder ``<output>/<study>/<config hash>``.
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What every study can be told; a study adds its own fields and its claims."""
+
+    scale: Literal["smoke", "small", "full"] = "smoke"
+    """how much is run"""
+    data: Literal["digits", "mnist1d", "mnist", "fashion_mnist"] = "mnist1d"
+    """data set (never replaced by another one)"""
+    validation: Annotated[int, Range(ge=1)] = 500
+    """training examples set apart"""
+    measured_on: Literal["validation", "test"] = "test"
+    """where accuracies are measured: pilots look at validation data only"""
+    seeds: tuple[int, ...] = ()
+    """one network a seed; the seed is the unit of analysis"""
+    chunk: Annotated[int, Range(ge=1)] = 5
+    """seeds that run as one population; a run that was stopped loses at most one such chunk"""
+    output: str = "runs"
+    """root of the run folders (not part of the hash)"""
+    keep: str = ""
+    """also write the results file here (not part of the hash)"""
+
+
+class Judgement(NamedTuple):
+    """Verdicts, and what may be said of emergence (empty where the study does not ask)."""
+
+    verdicts: list[verdict.Verdict]
+    emergence: str = ""
+
+
+def judge(config: Any, outcome: Outcome) -> Judgement:
+    """The preregistered tests, nothing else: enough for most studies."""
+    return Judgement(verdict.judge(config.claims, outcome.metrics))
+
+
+def load(config: Config) -> Any:
+    """The config's data: flat, standardised, with a validation part."""
+    data = an.data.standardise(an.data.flatten(an.data.load(config.data)))
+    return an.data.split(data, config.validation, seed=0)
+
+
+def join(config: Config, outcomes: dict[int, Outcome]) -> Outcome:
+    """The outcome of all seeds, in the config's order."""
+    parts = [outcomes[seed] for seed in config.seeds]
+    metrics = {name: np.concatenate([p.metrics[name] for p in parts]) for name in parts[0].metrics}
+    curves = {name: np.concatenate([p.curves[name] for p in parts]) for name in parts[0].curves}
+    return Outcome(metrics, curves)
+
+
+def main(
+    Config: type[Any],
+    run: Callable[..., Outcome],
+    judge: Callable[[Any, Outcome], Judgement],
+    draw: Callable[[Any, Outcome], Any],
+    *,
+    argv: Sequence[str] | None = None,
+    load: Callable[[Any], Any] = load,
+) -> None:
+    """Runs a study from its command line to its verdict.
 
     Args:
-      study: name of the study.
-      config: dataclass with a field ``output``, the root folder, which the hash leaves out.
-
-    Returns:
-      The folder, with ``config.yaml`` in it, and the hash.
+      Config: the study's config, a frozen dataclass that extends :class:`Config` and has a field
+        ``claims``, a :class:`adaptivenet.emergence.verdict.Preregistration`.
+      run: ``(config, data, seeds, tick) -> Outcome``; pure but for ``tick(what, share_done)``.
+      judge: ``(config, outcome) -> Judgement``.
+      draw: ``(config, outcome) -> figure``.
+      argv: the command line; that of the process by default.
+      load: ``config -> data``, with ``name`` and ``sha256``.
     """
-    digest = training.config_hash(dataclasses.replace(config, output=""))
-    folder = Path(config.output) / study / digest
-    folder.mkdir(parents=True, exist_ok=True)
-    training.save_config(config, folder / "config.yaml")
-    return folder, digest
-
-
-def mean_interval(values: Any) -> dict[str, Any]:
-    """Mean and 95 % interval over seeds by Student's t.
-
-    Args:
-      values: one number a seed.
-
-    Returns:
-      ``mean``, ``ci_low``, ``ci_high`` (None for a single seed) and ``n``.
-
-    >>> mean_interval([1.0, 2.0, 3.0])["mean"]
-    2.0
-    """
-    from scipy import stats
-
-    values = np.asarray(values, np.float64).ravel()
-    mean, n = float(values.mean()), int(values.size)
-    if n < 2:
-        return {"mean": mean, "ci_low": None, "ci_high": None, "n": n}
-    half = float(stats.t.ppf(0.975, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
-    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "n": n}
-
-
-def write_results(folder: Path, results: Mapping[str, Any]) -> Path:
-    """Writes ``results.json`` atomically, with versions and device added.
-
-    Args:
-      folder: the run folder.
-      results: what the study found.
-
-    Returns:
-      The file.
-    """
-    packages = ("jax", "flax", "optax", "numpy")
-    device = jax.devices()[0]
+    name = Path(inspect.getfile(run)).stem
+    program = f"research.{name}"
+    config = training.load_config(Config, argv, prog=program, description=Config.__doc__)
+    try:
+        verdict.check(config.claims, config.seeds)
+        data = load(config)
+    except (verdict.ClaimError, an.data.DataError) as error:
+        sys.exit(f"{program}: {error}")
+    folder, digest = open_run(name, config)
+    _announce(config, data, folder)
+    started = time.perf_counter()
+    try:
+        outcomes = _run_seeds(config, run, data, folder)
+    except KeyboardInterrupt:
+        sys.exit(
+            f"\n{program}: stopped; finished seeds are in {folder / 'seeds'}. Start the same "
+            "command again to go on."
+        )
+    seconds = time.perf_counter() - started
+    # What is judged and drawn is what the file holds, so that the file alone rebuilds both.
+    outcome = join(config, outcomes).rounded()
+    try:
+        judged = judge(config, outcome)
+    except verdict.ClaimError as error:
+        sys.exit(f"{program}: {error}")
     document = {
-        **results,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "device": f"{device.platform} ({device.device_kind}), {os.cpu_count()} cores",
+        "study": name,
+        "scale": config.scale,
+        "config_hash": digest,
+        "config": config_text(config),
+        "data": {"name": data.name, "sha256": data.sha256},
+        "seeds": list(config.seeds),
+        "verdict": {v.name: v.word for v in judged.verdicts},
+        "verdicts": [v._asdict() for v in judged.verdicts],
+        "emergence": judged.emergence,
+        "metrics": {key: mean_interval(value) for key, value in outcome.metrics.items()},
+        **outcome.to_json(),
+        "seconds": round(seconds, 1),
     }
-    path = folder / "results.json"
-    beside = path.with_name("results.json.part")
-    beside.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    beside.replace(path)
-    return path
+    path = write_results(folder, document)
+    if config.keep:
+        Path(config.keep).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.keep).write_bytes(path.read_bytes())
+    with style():
+        figure = draw(config, outcome)
+        for suffix in ("png", "pdf"):
+            figure.savefig(folder / f"figure.{suffix}", dpi=150)
+    _print_verdicts(config, data, judged)
+    print(f"results: {path}\nfigure:  {folder / 'figure.png'} (and .pdf)")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table; the first column is left-aligned, the others are right-aligned.
+def rejudge(path: Path) -> tuple[Any, Any, Outcome, Judgement]:
+    """Reads a results file, and judges its seeds anew.
 
     Args:
-      title: stands above it.
-      columns: headings.
-      rows: cells.
-    """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
+      path: a results file of a study.
 
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    # A table cut to the width of a pipe or a small window would lose its numbers.
-    needed = Console(width=1000).measure(table).maximum
-    Console(width=max(Console().width, needed)).print(table)
+    Returns:
+      The study's module, its config, the outcome, and the judgement, equal to the stored one.
+
+    Raises:
+      ResultsError: the file was changed by hand, or its verdicts do not follow from its seeds.
+    """
+    document = read_results(path)
+    module = importlib.import_module(f"research.{document['study']}")
+    config = config_from_text(module.Config, document["config"])
+    outcome = Outcome.from_json(document)
+    judged = module.judge(config, outcome)
+    if {v.name: v.word for v in judged.verdicts} != document["verdict"]:
+        raise ResultsError(
+            f"{path}: its verdicts do not follow from its seeds; run {document['study']} again."
+        )
+    return module, config, outcome, judged
+
+
+def style(column: bool = False) -> Any:
+    """The figures' one style (context manager): the paper's sizes, colour-blind safe colours."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from cycler import cycler
+
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+    settings: dict[Any, Any] = {
+        "font.size": 8,
+        "axes.titlesize": 8,
+        "axes.labelsize": 8,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": cycler(color=colours),
+        "lines.linewidth": 1.2,
+        "figure.figsize": (3.3, 2.5) if column else (6.9, 4.6),
+        "figure.constrained_layout.use": True,
+        "pdf.fonttype": 42,
+    }
+    return plt.rc_context(settings)
+
+
+def _run_seeds(config: Any, run: Any, data: Any, folder: Path) -> dict[int, Outcome]:
+    """Every seed's outcome: from the folder where it is finished, else run in chunks."""
+    store = folder / "seeds"
+    store.mkdir(exist_ok=True)
+    done = {seed: store / f"{seed}.npz" for seed in config.seeds}
+    outcomes = {seed: Outcome.load(path) for seed, path in done.items() if path.exists()}
+    left = [seed for seed in config.seeds if seed not in outcomes]
+    if outcomes and left:
+        print(f"resumed: {len(outcomes)} of {len(config.seeds)} seeds are finished")
+    chunks = [tuple(left[i : i + config.chunk]) for i in range(0, len(left), config.chunk)]
+    for number, seeds in enumerate(chunks):
+        with _ticker(f"seeds {seeds[0]}-{seeds[-1]}, {number + 1} of {len(chunks)}") as tick:
+            found = run(config, data, seeds, tick)
+        for place, seed in enumerate(seeds):
+            outcomes[seed] = found.at(place)
+            outcomes[seed].save(done[seed])
+    return outcomes
+
+
+@contextlib.contextmanager
+def _ticker(label: str) -> Iterator[Tick]:
+    """A bar in a terminal, plain lines elsewhere."""
+    started = time.perf_counter()
+    if not sys.stdout.isatty() or os.environ.get("CI", "").lower() in ("1", "true", "yes"):
+
+        def say(what: str, share: float) -> None:
+            spent = time.perf_counter() - started
+            print(f"{label}  {share:4.0%}  {what}  {spent:.0f} s", flush=True)
+
+        yield say
+        return
+    from rich import progress
+
+    columns = ("[bold]{task.description}", progress.BarColumn(), "{task.fields[what]}")
+    with progress.Progress(*columns, progress.TimeRemainingColumn()) as bar:
+        task = bar.add_task(label, total=1.0, what="")
+        yield lambda what, share: bar.update(task, completed=share, what=what)
+
+
+def _announce(config: Any, data: Any, folder: Path) -> None:
+    print(f"{data!r}\nrun folder: {folder}")
+    for name, claim in verdict.hypotheses(config.claims).items():
+        print(f"{name}: {claim.statement} [{claim.metric} {claim.direction} than {claim.than:g}]")
+    print(flush=True)
+
+
+def _print_verdicts(config: Any, data: Any, judged: Judgement) -> None:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4g}"
+
+    claims = verdict.hypotheses(config.claims)
+    print_table(
+        f"{data.name}: {len(config.seeds)} seeds, mean over seeds [{1 - config.claims.alpha:.0%} "
+        "BCa interval], two-sided p after Holm",
+        ["claim", "primary metric", "mean", "interval", "d", "p", "n", "verdict"],
+        [
+            [
+                v.name,
+                f"{v.metric} {claims[v.name].direction} {claims[v.name].than:g}",
+                number(v.estimate),
+                f"[{number(v.low)}, {number(v.high)}]",
+                "-" if v.effect_size is None else f"{v.effect_size:.1f}",
+                "-" if v.p_adjusted is None else f"{v.p_adjusted:.2g}",
+                str(v.n),
+                v.word,
+            ]
+            for v in judged.verdicts
+        ],
+    )
+    for v in judged.verdicts:
+        print(f"{v.word}: {v.statement}" + (f" ({v.reason})" if v.reason else ""))
+    if judged.emergence:
+        print(f"emergence: {judged.emergence}")
+    if config.claims.exploratory:
+        print("exploratory: at this scale nothing above is a test of the claims")
