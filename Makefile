@@ -62,10 +62,11 @@ bench: setup  ## run the benchmark scripts; results go to research/benchmarks/re
 	  name=$$(basename $$script .py); echo "== $$name"; \
 	  $(BIN)/python -m research.benchmarks.$$name; done
 
-paper:  ## rebuild the paper from results (there is no paper yet)
-	@echo "make paper: there is no paper yet; paper/README.md says what will stand there. Nothing was built."
+paper: setup  ## rebuild the paper's numbers and figures from results, and the PDF once there is a text
+	$(BIN)/python -m research.paper build
 
-check: lint types test  ## lint, types and tests
+check: setup  ## is the paper fresh, within its tolerances, and unchanged by hand?
+	$(BIN)/python -m research.paper check
 
 clean:  ## remove caches, builds and the virtual environment; keeps runs/
 	rm -rf $(VENV) docs/_build dist build .pytest_cache .ruff_cache .hypothesis

@@ -284,7 +284,7 @@ def _equivalence(rng: np.random.Generator, effect: bool) -> bool:
     return statistics.equivalence(values, low=-0.8, high=0.8).p < ALPHA
 
 
-@control("holm", "1 of 5 differs by 1 sd", "none of 5 (any rejection)", "20 seeds", costly=True)
+@control("holm", "1 of 5 differs by 1 sd", "none of 5 (any rejection)", "20 seeds")
 def _holm(rng: np.random.Generator, effect: bool) -> bool:
     values = rng.normal(size=(5, SEEDS))
     values[0] += 1.0 * effect

@@ -69,7 +69,7 @@ def hazard(
 
     Errors by ``clusters`` come from the linearised cluster jackknife (CV3L) with Student's t on
     clusters - 1 degrees of freedom. The usual sandwich finds effects that are not there in 7 to
-    8 % of data sets with 10 or 20 clusters; this one in about 5 to 6 %.
+    8 % of data sets with 10 or 20 clusters; this one in 5 to 7 %.
 
     ``frailty`` adds a Gaussian random intercept for each synapse. Without it, synapses that differ
     in what no covariate tells make the hazard seem to fall with age, since those that live long are

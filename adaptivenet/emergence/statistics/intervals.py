@@ -49,7 +49,7 @@ def bca(
 ) -> Interval:
     """Bias-corrected and accelerated bootstrap interval.
 
-    With 20 values it covers less than it says: about 93 % instead of 95 % for a mean (the controls
+    With 20 values it covers less than it says: about 92 % instead of 95 % for a mean (the controls
     of this project measure it).
 
     Args:

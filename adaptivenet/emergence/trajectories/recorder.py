@@ -173,7 +173,7 @@ class Recorder:
         self._check(mask)
         alive, was = self._of(mask), self._of(state.mask)
         born, died = alive & ~was, was & ~alive
-        older = state.age + 1
+        older = state.age + 1  # of what wakes, 0, since the dead have -1
         woken = trees.map_synapses(lambda new, old: new & ~old, mask, state.mask)
         cut = trees.map_synapses(lambda new, old: old & ~new, mask, state.mask)
         frame = Frame(
@@ -181,15 +181,14 @@ class Recorder:
             alive=alive,
             magnitude=jnp.abs(self._beside(mask, params)),
             score=() if scores is None else self._beside(mask, scores),
-            age=jnp.where(was, older, jnp.where(born, 0, -1)),
+            age=jnp.where(alive | was, older, -1),
             born=born,
             died=died,
             births=count_leaves(woken),
             deaths=count_leaves(cut),
             living=count_leaves(mask),
         )
-        age = jnp.where(alive, jnp.where(was, older, 0), -1)
-        return RecorderState(mask, age, state.round + 1), frame
+        return RecorderState(mask, jnp.where(alive, older, -1), state.round + 1), frame
 
     def trajectory(self, *frames: Frame, seeds: Any = None) -> Trajectory:
         """Joins stacked frames into a trajectory.

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from adaptivenet import pruning
 from adaptivenet.emergence import nulls
 
+# Far from the subnormal numbers, which a device may take for zero.
+rates = st.integers(0, 512).map(lambda number: number / 256)
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
 PURE = {
     "uniform_decay": lambda w, rate: w * (1.0 - rate),
@@ -48,7 +50,7 @@ def test_what_follows_the_step(make, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(st.integers(0, 2**32 - 1), st.floats(0, 2, width=16))
+@given(st.integers(0, 2**32 - 1), rates)
 def test_the_soft_threshold_lands_on_exact_zeros(dtype, seed, rate):
     params = {"w": jnp.asarray(numbers(seed), dtype)}
     updates = {"w": jnp.asarray(numbers(seed + 1, 0.3), dtype)}
@@ -112,7 +114,7 @@ def test_only_what_is_selected_forgets():
     assert [float(soft[name].mean()) for name in "abc"] == [0.75, 0.75, 1.0]
 
 
-@given(st.integers(0, 2**32 - 1), st.floats(0, 2, width=32))
+@given(st.integers(0, 2**32 - 1), rates)
 def test_the_maps_between_chunks(seed, rate):
     w = numbers(seed)
     np.testing.assert_array_equal(
