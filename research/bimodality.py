@@ -26,13 +26,14 @@ from adaptivenet.training import Range
 from research import rounds, study
 
 HARD = ("truncation", "oneshot", "gradual", "random")
-SOFT = ("learning", "brief", "labels", "shuffled", "no_learning", "decay")
+SOFT = ("learning", "brief", "labels", "shuffled", "no_learning", "decay", "l1")
+BINS = np.linspace(-6, 1, 29)
 TINY = 1e-12  # below it a weight is forgotten for good; log needs a floor
 
 
 @dataclasses.dataclass(frozen=True)
 class Claims(Preregistration):
-    """H1a: of hard pruning; H1b: of soft forgetting."""
+    """H1a: of hard pruning; H1b: of soft forgetting; H1c: of what the split buys."""
 
     h1a_oneshot: Hypothesis = study.BLANK
     h1a_gradual: Hypothesis = study.BLANK
@@ -41,8 +42,10 @@ class Claims(Preregistration):
     h1b_shuffled: Hypothesis = study.BLANK
     h1b_decay: Hypothesis = study.BLANK
     h1b_critical: Hypothesis = study.BLANK
+    h1b_task: Hypothesis = study.BLANK
     h1b_predicts: Hypothesis = study.BLANK
     h1c_buys: Hypothesis = study.BLANK
+    h1c_l1: Hypothesis = study.BLANK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +66,9 @@ class Config(study.Config):
     """steps of training a round (the arm `brief` has a quarter)"""
     sparsity: Annotated[float, Range(gt=0, lt=1)] = 0.7
     """share cut, and share that is softly forgotten, in each layer"""
-    gains: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+    gains: tuple[float, ...] = (0.0005, 0.001, 0.002, 0.004, 0.01, 0.03, 0.1, 0.3, 0.8)
     """share that a forgotten weight loses a round, in ascending order"""
-    reference_gain: float = 0.4
+    reference_gain: float = 0.3
     """the gain at which arms are compared"""
 
     def __post_init__(self) -> None:
@@ -119,6 +122,18 @@ def hard(config: Config, arm: str, key: jax.Array, params: Any, task: Any) -> An
     return net.params
 
 
+def rate_of(kernel: jax.Array, mass: jax.Array) -> jax.Array:
+    """The soft threshold that leaves a given sum of magnitudes (by bisection)."""
+
+    def halve(_: int, ends: Any) -> Any:
+        middle = (ends[0] + ends[1]) / 2
+        more = jnp.sum(jnp.maximum(jnp.abs(kernel) - middle, 0)) > mass
+        return jnp.where(more, middle, ends[0]), jnp.where(more, ends[1], middle)
+
+    low, high = jax.lax.fori_loop(0, 30, halve, (jnp.zeros(()), jnp.max(jnp.abs(kernel))))
+    return (low + high) / 2
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def soft(config: Config, arm: str, gain: Any, key: jax.Array, params: Any, task: Any) -> Any:
     """An arm of soft forgetting: the lowest share loses a part each round, and goes on learning."""
@@ -138,7 +153,15 @@ def soft(config: Config, arm: str, gain: Any, key: jax.Array, params: Any, task:
         forgot = rounds.map_kernels(leaf, params)
         if arm == "decay":  # all weights of a layer alike, by as much norm as forgetting takes
             return rounds.map_kernels(
-                lambda w, f: w * jnp.sqrt(jnp.sum(f**2) / jnp.sum(w**2)), params, forgot
+                lambda w, f: nulls.scale({"w": w}, nulls.matched_decay({"w": w}, {"w": f}))["w"],
+                params,
+                forgot,
+            )
+        if arm == "l1":  # all by one amount, that takes as much of sum |w|
+            return rounds.map_kernels(
+                lambda w, f: nulls.soft_thresholded({"w": w}, rate_of(w, jnp.sum(jnp.abs(f))))["w"],
+                params,
+                forgot,
             )
         return forgot
 
@@ -170,11 +193,20 @@ def dips(params: Any, *, logs: bool) -> np.ndarray:
 
 
 def critical(config: Config, dip: np.ndarray) -> float:
-    """Log of the gain from which on both large layers reject one mode (0: none of them does)."""
-    split = np.all(dip[:, :2, 1] < 0.05, axis=1)
-    first = len(split) - int(np.argmin(split[::-1])) if not split.all() else 0
-    grid = (config.gains[0] / 2, *config.gains, 1.0)
-    return float(np.log(np.sqrt(grid[first] * grid[first + 1])))
+    """Log of the gain from which on both large layers reject one mode at 5 %.
+
+    Between the last gain that does not reject and the first that does, the larger p of the two
+    layers is interpolated, log against log. A gain beyond the grid's ends is put one step outside.
+    """
+    p = np.maximum(dip[:, :2, 1].max(1), 1e-3)
+    inside = np.log(config.gains)
+    if not np.any(p >= 0.05):
+        return float(2 * inside[0] - inside[1])
+    last = len(p) - 1 - int(np.argmax(p[::-1] >= 0.05))
+    if last == len(p) - 1:
+        return float(2 * inside[-1] - inside[-2])
+    way = np.log(p[last] / 0.05) / np.log(p[last] / p[last + 1])
+    return float(inside[last] + way * (inside[last + 1] - inside[last]))
 
 
 def run(config: Config, data: Any, seeds: tuple[int, ...], tick: study.Tick) -> study.Outcome:
@@ -229,12 +261,13 @@ def run(config: Config, data: Any, seeds: tuple[int, ...], tick: study.Tick) -> 
     for arm in ("oneshot", "gradual", "random"):
         m[f"{arm}_excess"] = m[f"{arm}_dip"] - m["truncation_dip"]
     m["split_excess"] = m["learning_split"] - m["dense_split"]
-    for arm in ("no_learning", "shuffled", "decay", "labels"):
+    for arm in ("no_learning", "shuffled", "decay", "l1", "labels"):
         m[f"beyond_{arm}"] = m["learning_split"] - m[f"{arm}_split"]
         m[f"critical_beyond_{arm}"] = m["learning_critical"] - m[f"{arm}_critical"]
     m["critical_shift"] = m["learning_critical"] - m["brief_critical"]
-    kept = curves["learning_accuracy"][:, place] - curves["learning_cut"][:, place]
-    m["split_buys"] = (m["dense_accuracy"] - m["dense_cut_accuracy"]) - kept
+    price = {a: (curves[f"{a}_accuracy"] - curves[f"{a}_cut"])[:, place] for a in SOFT}
+    m["split_buys"] = (m["dense_accuracy"] - m["dense_cut_accuracy"]) - price["learning"]
+    m["buys_beyond_l1"] = price["l1"] - price["learning"]
     return study.Outcome(m, {name: np.asarray(value) for name, value in curves.items()})
 
 
@@ -245,9 +278,9 @@ def modes(kernel: np.ndarray) -> np.ndarray:
 
 
 def histogram(kernel: np.ndarray) -> np.ndarray:
-    """Share of the weights in 26 bins of log10|w| from -12 to 1."""
+    """Share of the weights in each of `BINS` of log10|w|; what is smaller counts in the first."""
     values = np.log10(np.maximum(np.abs(kernel.ravel()), TINY))
-    return np.histogram(values, 26, (-12, 1))[0] / values.size
+    return np.histogram(np.clip(values, BINS[0], BINS[-1]), BINS)[0] / values.size
 
 
 def judge(config: Config, outcome: study.Outcome) -> study.Judgement:

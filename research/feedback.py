@@ -29,7 +29,7 @@ from research import rounds, study
 OPTIMIZERS = ("adam", "sgd")
 FUTURES = ("dense", "pruned", "random")
 ARMS = ("real", "shadow")
-RATIOS = np.linspace(0.0, 1.0, 9)  # bins of log(|w| / threshold)
+RATIOS = np.array([0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])  # of log(|w| / threshold)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,12 @@ class Config(study.Config):
     """rounds for which a random half of the synapses just below the threshold is kept"""
     after: Annotated[int, Range(ge=2)] = 8
     """rounds after the release"""
-    window: Annotated[float, Range(gt=0, lt=1)] = 0.05
+    window: Annotated[float, Range(gt=0, lt=1)] = 0.1
     """how many stand just below the threshold, as a share of the layer"""
-    sample: Annotated[int, Range(ge=10)] = 4000
-    """synapses followed for the hazard"""
+    sample: Annotated[int, Range(ge=10)] = 20000
+    """synapses followed for the hazard, at most (the small network has fewer)"""
+    zone: Annotated[float, Range(gt=0, le=1)] = 0.95
+    """share of the shadow's deaths, nearest to the threshold, in whose range arms are compared"""
 
 
 def optimizer(config: Config, name: str) -> optax.GradientTransformation:
@@ -205,23 +207,58 @@ def recorder_of(config: Config, params: Any) -> trajectories.Recorder:
     return trajectories.Recorder(kernels, sample=config.sample, seed=0)
 
 
-def observed(config: Config, path: trajectories.Trajectory, seed: int) -> tuple[Any, np.ndarray]:
-    """The hazard of one seed: its fit, and death rates by magnitude for the young and the old."""
-    last = config.before - 1  # before the reprieve begins
-    alive, died = path.alive[seed, :last], path.died[seed, 1 : last + 1]
-    at, which = np.nonzero(alive)
-    assert path.score is not None
-    age, ratio = path.age[seed, :last][alive], path.score[seed, :last][alive]
-    dead = died[at, which]
-    covariates = {"age": np.log1p(age), "ratio": ratio, "layer": path.leaf[which], "round": at}
-    fit = statistics.hazard(dead, covariates, splines={"ratio": 4}, factors=("layer",))
-    rates = np.full((2, len(RATIOS) - 1), np.nan)
-    for row, group in enumerate((age <= 2, age >= 6)):
-        for bin_ in range(len(RATIOS) - 1):
-            inside = group & (ratio >= RATIOS[bin_]) & (ratio < RATIOS[bin_ + 1])
-            if inside.sum() >= 20:
-                rates[row, bin_] = dead[inside].mean()
-    return fit, rates
+def observed(config: Config, paths: Any, seed: int) -> dict[str, dict[str, Any]]:
+    """The hazard of one seed in both arms: coefficient of age, with and without frailty, and rates.
+
+    Magnitudes are equal only where both arms have synapses at risk: in the range just above the
+    threshold in which nearly all of the shadow's deaths lie. A layer in which fewer than five die
+    says nothing of age there, and is left out.
+    """
+    last, rows = config.before - 1, {}  # before the reprieve begins
+    for arm, path in paths.items():
+        alive, died = path.alive[seed, :last], path.died[seed, 1 : last + 1]
+        at, which = np.nonzero(alive)
+        age, ratio = path.age[seed, :last][alive], path.score[seed, :last][alive]
+        rows[arm] = (died[at, which], age, ratio, path.leaf[which], at, which)
+    dead, _, ratio = rows["shadow"][:3]
+    edge = np.quantile(ratio[dead], config.zone) if dead.any() else 0.0
+    found = {}
+    for arm, (dead, age, ratio, layer, at, which) in rows.items():
+        inside = ratio <= edge
+        deaths = np.bincount(layer[inside & dead], minlength=len(paths[arm].names))
+        inside &= deaths[layer] >= 5
+        covariates = {"age": np.log1p(age), "ratio": ratio, "layer": layer, "round": at}
+        covariates = {name: value[inside] for name, value in covariates.items()}
+        factors = ("layer",) if np.sum(deaths >= 5) > 1 else ()
+        covariates = {k: v for k, v in covariates.items() if k != "layer" or factors}
+        ages = [float("nan")] * 2
+        if inside.sum() >= 50:
+            fit = partial(statistics.hazard, splines={"ratio": 3}, factors=factors)
+            ages[0] = fit(dead[inside], covariates).coefficients["age"]
+            ages[1] = fit(dead[inside], covariates, frailty=which[inside]).coefficients["age"]
+        rates, gap = by_magnitude(dead, age, ratio)
+        found[arm] = {"age": ages[0], "frail": ages[1], "gap": gap, "rates": rates}
+        found[arm]["hazard"] = dead.mean()
+    return found
+
+
+def by_magnitude(dead: Any, age: Any, ratio: Any) -> tuple[np.ndarray, float]:
+    """Death rates of young and old in bins of magnitude, and by how much those of the old are less.
+
+    Unlike a coefficient the difference of rates exists where nobody dies; bins are weighted by how
+    well they tell young from old.
+    """
+    rates, gap, weight = np.full((2, len(RATIOS) - 1), np.nan), 0.0, 0.0
+    for place in range(len(RATIOS) - 1):
+        inside = (ratio >= RATIOS[place]) & (ratio < RATIOS[place + 1])
+        young, old = (dead[inside & group] for group in (age <= 2, age >= 6))
+        for row, group in enumerate((young, old)):
+            if len(group) >= 20:
+                rates[row, place] = group.mean()
+        if len(young) and len(old):
+            size = 1 / (1 / len(young) + 1 / len(old))
+            gap, weight = gap + size * (young.mean() - old.mean()), weight + size
+    return rates, gap / weight if weight else float("nan")
 
 
 def matched(near: Any, forced: Any, ratio: Any, alive: Any) -> float:
@@ -245,7 +282,7 @@ def run(config: Config, data: Any, seeds: tuple[int, ...], tick: study.Tick) -> 
     """Trains every future and arm on the seeds, and measures."""
     task = rounds.task(data, config.measured_on)
     keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
-    total = len(OPTIMIZERS) * (1 + len(FUTURES) + len(ARMS))
+    total = len(OPTIMIZERS) * (2 + len(FUTURES) + len(ARMS))
     done, m, c = iter(range(1, 99)), {}, {}
     for name in OPTIMIZERS:
         start = jax.vmap(partial(dense, config, name), (0, None))(keys, task)
@@ -257,17 +294,13 @@ def run(config: Config, data: Any, seeds: tuple[int, ...], tick: study.Tick) -> 
             m[f"growth_{future}_{name}"] = c[f"growth_{future}_{name}"].mean(1)
             m[f"accuracy_{future}_{name}"] = ends[1]
             tick(f"{name}: twin, {future}", next(done) / total)
-        recorder = recorder_of(config, jax.tree.map(lambda leaf: leaf[0], start))
+        recorder, paths = recorder_of(config, jax.tree.map(lambda leaf: leaf[0], start)), {}
         for arm in ARMS:
             found = jax.vmap(partial(watch, config, name, arm), (0, 0, None))(keys, start, task)
             frames, shares, flat, accuracy = found
-            path = recorder.trajectory(frames, seeds=seeds)
-            fits = [observed(config, path, place) for place in range(len(seeds))]
+            paths[arm] = recorder.trajectory(frames, seeds=seeds)
             end = f"{arm}_{name}"
             m[f"accuracy_{end}"] = accuracy
-            m[f"hazard_age_{end}"] = np.array([f.coefficients["age"] for f, _ in fits])
-            m[f"hazard_{end}"] = np.array([f.events / f.n for f, _ in fits])
-            c[f"rates_{end}"] = np.array([rates for _, rates in fits])
             c[f"shares_{end}"] = np.asarray(shares, np.float64)
             lags = c[f"shares_{end}"][:, config.before + config.reprieve :]
             m[f"reprieve_{end}"] = (lags[..., 0] - lags[..., 1]).mean(1)
@@ -275,8 +308,17 @@ def run(config: Config, data: Any, seeds: tuple[int, ...], tick: study.Tick) -> 
                 [matched(*(np.asarray(x[i]) for x in flat)) for i in range(len(seeds))]
             )
             tick(f"{name}: rounds, {arm}", next(done) / total)
+        fits = [observed(config, paths, place) for place in range(len(seeds))]
+        for arm in ARMS:
+            end = f"{arm}_{name}"
+            m[f"hazard_age_{end}"] = np.array([fit[arm]["age"] for fit in fits])
+            m[f"hazard_frail_{end}"] = np.array([fit[arm]["frail"] for fit in fits])
+            m[f"hazard_gap_{end}"] = np.array([fit[arm]["gap"] for fit in fits])
+            m[f"hazard_{end}"] = np.array([fit[arm]["hazard"] for fit in fits])
+            c[f"rates_{end}"] = np.array([fit[arm]["rates"] for fit in fits])
+        tick(f"{name}: hazards", next(done) / total)
         m[f"twin_{name}"] = m[f"growth_pruned_{name}"] - m[f"growth_dense_{name}"]
-        for what in ("hazard_age", "reprieve", "matched"):
+        for what in ("hazard_age", "hazard_frail", "hazard_gap", "reprieve", "matched"):
             m[f"{what}_{name}"] = m[f"{what}_real_{name}"] - m[f"{what}_shadow_{name}"]
     return study.Outcome({k: np.asarray(v, np.float64) for k, v in m.items()}, c)
 

@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from research.feedback import RATIOS
+
 COLOURS = {"real": "#D55E00", "shadow": "#0072B2"}
-SPOKEN = {
-    "dense": "nothing\npruned",
-    "pruned": "the others\npruned",
-    "random": "70 % pruned\nat random",
-}
-OPTIMIZERS = {"adam": "Adam", "sgd": "SGD with weight decay"}
+SPOKEN = {"dense": "nothing", "pruned": "the others", "random": "at random"}
+OPTIMIZERS = {"adam": "Adam", "sgd": "SGD, weight decay"}
 
 
 def draw(config: Any, outcome: Any) -> Any:
@@ -27,19 +25,21 @@ def draw(config: Any, outcome: Any) -> Any:
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(10, 5.8))
+    figure, axes = plt.subplots(2, 3)
     for row, (name, spoken) in zip(axes, OPTIMIZERS.items(), strict=True):
         _twins(row[0], outcome.curves, name)
-        row[0].set(ylabel=f"{spoken}\n\ngrowth of the strong synapses (%)")
+        row[0].set(ylabel=f"{spoken}\ngrowth of strong synapses (%)")
         _hazards(row[1], outcome.curves, name)
         _reprieve(row[2], config, outcome.curves, name)
-    axes[0][0].set_title("a  twins: the same synapses in three futures")
+    axes[0][0].set_title("a  the same synapses in three futures")
     axes[0][1].set_title("b  share that dies in a round")
     axes[0][2].set_title("c  randomised reprieve")
-    axes[1][1].set_xlabel("log of |w| / threshold")
+    axes[1][0].set_xlabel("what is pruned")
+    axes[1][1].set_xlabel("log(|w| / threshold)")
     axes[1][2].set_xlabel("rounds since the release")
-    axes[0][1].legend()
-    axes[0][2].legend()
+    axes[0][0].legend(loc="upper left", handletextpad=0.1)
+    axes[0][1].legend(loc="upper right", handlelength=1.4)
+    axes[0][2].legend(loc="center right", handlelength=1.4, bbox_to_anchor=(1.0, 0.72))
     return figure
 
 
@@ -55,22 +55,26 @@ def _twins(axis: Any, curves: Any, name: str) -> None:
         axis.plot([], [], "o", ms=3, color=f"C{layer}", label=f"layer {layer + 1}")
     axis.axhline(0, color="black", lw=0.5)
     axis.set_xticks(range(len(SPOKEN)), list(SPOKEN.values()))
-    axis.legend()
 
 
 def _hazards(axis: Any, curves: Any, name: str) -> None:
-    edges = np.linspace(0.0, 1.0, 9)
-    middle = (edges[1:] + edges[:-1]) / 2
+    middle = np.sqrt(np.maximum(RATIOS[:-1], RATIOS[1] / 3) * RATIOS[1:])
     for arm, colour in COLOURS.items():
         rates = curves[f"rates_{arm}_{name}"]
         known = np.isfinite(rates).sum(0)
         mean = np.where(known > 0, np.nansum(rates, 0) / np.maximum(known, 1), np.nan)
         label = "masked" if arm == "real" else "shadow"
-        axis.plot(middle, mean[0], "-", color=colour, label=f"{label}: kept for at most 2 rounds")
-        axis.plot(middle, mean[1], "--", color=colour, label=f"{label}: kept for 6 or more")
-    axis.set(ylabel="hazard")
-    axis.set_yscale("symlog", linthresh=1e-3)
-    axis.set_ylim(bottom=0)
+        for group, dashes, what in ((0, "-", "kept ≤ 2 rounds"), (1, "--", "kept ≥ 6")):
+            axis.plot(
+                middle,
+                mean[group],
+                dashes,
+                color=colour,
+                marker=".",
+                ms=3,
+                label=f"{label}, {what}",
+            )
+    axis.set(xscale="log", ylim=(0, 1))
 
 
 def _reprieve(axis: Any, config: Any, curves: Any, name: str) -> None:
@@ -81,7 +85,7 @@ def _reprieve(axis: Any, config: Any, curves: Any, name: str) -> None:
         label = "masked" if arm == "real" else "shadow"
         for group, dashes, what in ((0, "-", "reprieved"), (1, "--", "not")):
             values = shares[:, seen, group]
-            axis.plot(lags[seen], values.mean(0), dashes, color=colour, label=f"{label}: {what}")
+            axis.plot(lags[seen], values.mean(0), dashes, color=colour, label=f"{label}, {what}")
             axis.fill_between(
                 lags[seen], values.min(0), values.max(0), color=colour, alpha=0.12, lw=0
             )

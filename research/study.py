@@ -202,29 +202,36 @@ def rejudge(path: Path) -> tuple[Any, Any, Outcome, Judgement]:
     return module, config, outcome, judged
 
 
-def style(column: bool = False) -> Any:
-    """The figures' one style (context manager): the paper's sizes, colour-blind safe colours."""
+def style(rows: int = 2, columns: int = 3) -> Any:
+    """The figures' one style (context manager), for panels over the whole width of the page.
+
+    Args:
+      rows: of panels.
+      columns: of panels.
+
+    Returns:
+      A context in which matplotlib draws at the size of print, in colours that colour-blind readers
+      tell apart (Okabe and Ito's).
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from cycler import cycler
+    from tueplots import axes, bundles, cycler, figsizes
 
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
     settings: dict[Any, Any] = {
-        "font.size": 8,
-        "axes.titlesize": 8,
-        "axes.labelsize": 8,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
-        "legend.fontsize": 7,
+        **bundles.icml2024(column="full", family="sans-serif", usetex=False),
+        **figsizes.icml2024_full(nrows=rows, ncols=columns, height_to_width_ratio=0.95),
+        **axes.lines(),
+        **axes.spines(top=False, right=False),
+        **cycler.cycler(color=colours),
+        "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same on every machine
+        "mathtext.fontset": "dejavusans",
+        "font.size": 7,
+        "axes.titlesize": 7,
+        "axes.labelsize": 7,
         "legend.frameon": False,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.prop_cycle": cycler(color=colours),
-        "lines.linewidth": 1.2,
-        "figure.figsize": (3.3, 2.5) if column else (6.9, 4.6),
-        "figure.constrained_layout.use": True,
         "pdf.fonttype": 42,
     }
     return plt.rc_context(settings)

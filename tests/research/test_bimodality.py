@@ -9,27 +9,34 @@ import pytest
 
 from research import bimodality, study
 
-CONFIG = bimodality.Config(hidden=(6, 5), rounds=3, steps=4, gains=(0.1, 0.2, 0.4, 0.8))
+GAINS = (0.1, 0.2, 0.4, 0.8)
+CONFIG = bimodality.Config(hidden=(6, 5), rounds=3, steps=4, gains=GAINS, reference_gain=0.4)
 LAYERS = ("dense1", "dense2", "dense3")
 
 
-def dip(*rejects):
-    """Dips of three layers at each gain, with p values that reject or do not."""
-    ps = np.array([[0.01 if r else 0.5] * 2 + [0.5] for r in rejects])
-    return np.stack([np.zeros_like(ps), ps], -1)
+def dip(*ps):
+    """Dips of three layers at each gain, of which the two large ones have these p values."""
+    values = np.array([[p / 2, p, 0.9] for p in ps])
+    return np.stack([np.zeros_like(values), values], -1)
 
 
 @pytest.mark.parametrize(
-    ("rejects", "low", "high"),
+    ("ps", "expected"),
     [
-        ((1, 1, 1, 1), 0.05, 0.1),
-        ((0, 0, 1, 1), 0.2, 0.4),
-        ((1, 0, 0, 1), 0.4, 0.8),  # from there on, not once
-        ((0, 0, 0, 0), 0.8, 1.0),
+        ((0.01, 0.01, 0.01, 0.01), 0.05),  # split from the first on: one step before
+        ((0.5, 0.5, 0.005, 0.005), 0.2 * 2**0.5),  # half way between 0.5 and 0.005
+        ((0.01, 0.5, 0.5, 0.005), 0.4 * 2**0.5),  # from there on, not once
+        ((0.5, 0.5, 0.5, 0.5), 1.6),  # nowhere: one step beyond
     ],
 )
-def test_the_critical_gain_lies_between_the_last_whole_and_the_first_split(rejects, low, high):
-    assert bimodality.critical(CONFIG, dip(*rejects)) == pytest.approx(np.log(np.sqrt(low * high)))
+def test_the_critical_gain_is_where_the_last_whole_layer_splits(ps, expected):
+    assert np.exp(bimodality.critical(CONFIG, dip(*ps))) == pytest.approx(expected)
+
+
+def test_the_soft_threshold_leaves_the_mass_it_was_told():
+    kernel = jax.random.normal(jax.random.key(5), (40, 6))
+    rate = bimodality.rate_of(kernel, jnp.asarray(60.0))
+    assert jnp.sum(jnp.maximum(jnp.abs(kernel) - rate, 0)) == pytest.approx(60.0, rel=1e-5)
 
 
 def network():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,3 +82,58 @@ def test_matched_compares_equals_with_equals():
 def test_matched_has_no_answer_without_both_groups():
     nobody = np.zeros(5, bool)
     assert np.isnan(feedback.matched(~nobody, nobody, np.ones(5), nobody))
+
+
+def lives(slope, *, synapses=3_000, rounds=14, seed=0):
+    """A path in which the log odds of dying fall with the magnitude, and by a slope with age."""
+    rng = np.random.default_rng(seed)
+    alive, died = np.zeros((2, rounds, synapses), bool)
+    ages, ratios = np.zeros((2, rounds, synapses))
+    living, age = np.ones(synapses, bool), np.zeros(synapses)
+    for number in range(rounds):
+        ratio = rng.uniform(0, 1, synapses)
+        alive[number], ages[number], ratios[number] = living, age, ratio
+        odds = -1 - 2 * ratio + slope * np.log1p(age)
+        dies = living & (rng.uniform(size=synapses) < 1 / (1 + np.exp(-odds)))
+        if number + 1 < rounds:
+            died[number + 1] = dies
+        # The dead come back in the next round, with age zero.
+        age = np.where(dies | ~living, 0, age + 1)
+        living = ~dies
+    layers = np.arange(synapses) % 2
+    return SimpleNamespace(
+        alive=alive[None],
+        died=died[None],
+        age=ages[None],
+        score=ratios[None],
+        leaf=layers,
+        names=("first", "second"),
+    )
+
+
+def test_the_hazard_finds_the_age_effect_that_is_there_and_none_that_is_not():
+    config = feedback.Config(zone=1.0)
+    paths = {"real": lives(-0.8), "shadow": lives(0.0, seed=1)}
+    found = feedback.observed(config, paths, 0)
+    assert found["real"]["age"] == pytest.approx(-0.8, abs=0.15)
+    assert found["real"]["frail"] == pytest.approx(-0.8, abs=0.25)
+    assert found["shadow"]["age"] == pytest.approx(0.0, abs=0.1)
+    assert found["real"]["gap"] > 0.05 > abs(found["shadow"]["gap"])
+
+
+def test_hazards_are_compared_where_the_shadow_dies():
+    paths = {"real": lives(-0.8), "shadow": lives(0.0, seed=1)}
+    paths["shadow"].died &= np.roll(paths["shadow"].score, 1, axis=1) < 0.1
+    whole = feedback.observed(feedback.Config(zone=1.0), paths, 0)["real"]["age"]
+    paths["real"].died &= np.roll(paths["real"].score, 1, axis=1) < 0.2
+    assert feedback.observed(feedback.Config(zone=1.0), paths, 0)["real"]["age"] == pytest.approx(
+        whole, abs=1e-9
+    )
+
+
+def test_no_deaths_in_the_shadow_leave_no_range_to_compare():
+    paths = {"real": lives(-0.8), "shadow": lives(0.0, seed=1)}
+    paths["shadow"].died[:] = False
+    found = feedback.observed(feedback.Config(), paths, 0)
+    assert np.isnan(found["real"]["age"])
+    assert np.isnan(found["shadow"]["frail"])

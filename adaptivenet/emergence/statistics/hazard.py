@@ -152,6 +152,10 @@ def hazard(
         else:
             fit, sd = fit_frailty(columns, outcome, labels["frailty"][used], groups)
         errors = _errors(fit, columns, outcome, groups, frailty is not None)
+    # Log odds that no data support: rows are told apart by less than the search for them resolves.
+    if fit.converged and len(columns) and bounded.any():
+        odds = np.abs(columns @ fit.coefficients[: columns.shape[1]])
+        fit = fit._replace(converged=bool(np.max(odds) < 50))
     good = bounded & fit.converged
     estimates = np.where(good, fit.coefficients, np.nan)
     errors = np.where(good, errors, np.nan)

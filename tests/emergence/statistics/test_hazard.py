@@ -266,3 +266,15 @@ def test_bad_input_of_hazard():
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             hazard(**{"died": died, "covariates": {"x": x}, **options})
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_step_too_steep_to_resolve_gives_no_estimate_rather_than_a_wild_one(seed):
+    rng = np.random.default_rng(seed)
+    size, age = rng.exponential(0.5, 15_000), rng.integers(0, 13, 15_000)
+    died = (size < 0.01) & (rng.random(15_000) < 0.4)
+    covariates = {"age": np.log1p(age), "size": size, "layer": rng.integers(0, 3, 15_000)}
+    fit = hazard(died, covariates, splines={"size": 4}, factors=("layer",))
+    found = np.array(list(fit.coefficients.values()))
+    assert fit.separated
+    assert np.all(np.isnan(found) | (np.abs(found) < 20))
