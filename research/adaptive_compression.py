@@ -26,9 +26,12 @@ import adaptivenet as an
 from adaptivenet import compression, models, training
 from adaptivenet.training import Range
 from research import study
+from research.results import config_text
 
 ArmName = Literal["dense", "note", "percentile", "scheduled", "auto"]
 Share = Annotated[float, Range(ge=0, lt=1)]
+HISTORY = ("validation_accuracy", "validation_loss", "train_loss", "density")
+BINS = 80  # of the histograms
 
 
 @dataclass(frozen=True)
@@ -305,8 +308,67 @@ def weigh(net: Any, folder: Path, label: str, seed: int) -> dict[str, float]:
     }
 
 
-def table(config: Config, name: str, results: list[Result]) -> None:
-    """The note's table, over seeds."""
+def histograms(results: list[Result]) -> dict[str, Any]:
+    """Non-zero weights of the first seed's networks: dense, note, and the sparsest other arm."""
+    shown = [result for result in results if result.name in ("dense", "note")]
+    others = [result for result in results if result.name not in ("dense", "note")]
+    if others:
+        shown.append(max(others, key=lambda result: result.row["sparsity"]["mean"]))
+    found = {}
+    for layer in results[0].params:
+        weights = {r.name: np.asarray(r.params[layer]["kernel"][0]).ravel() for r in shown}
+        limit = max(float(np.quantile(np.abs(values), 0.9995)) for values in weights.values())
+        edges = [float(f"{edge:.6g}") for edge in np.linspace(-limit, limit, BINS + 1)]
+        networks = {}
+        for name, values in weights.items():
+            alive = values[values != 0]
+            networks[name] = {
+                "counts": np.histogram(alive, edges)[0].tolist(),
+                "zeros": values.size - alive.size,
+            }
+        found[layer] = {"edges": edges, "networks": networks}
+    return found
+
+
+def to_document(config: Config, digest: str, data: Any, results: list[Result]) -> dict[str, Any]:
+    """What the results file holds: all that the table and the figure need, rounded."""
+
+    def plain(**curves: Any) -> dict[str, Any]:
+        return study.Outcome({}, curves).rounded().to_json()["curves"]
+
+    layers = {name: layer["kernel"] for name, layer in results[0].params.items()}
+    return {
+        "study": "adaptive_compression",
+        "config_hash": digest,
+        "config": config_text(config),
+        "data": {"name": data.name, "sha256": data.sha256},
+        "seeds": list(config.seeds),
+        "verdict": None,
+        "chosen": "early-stopped" if config.patience is not None else "last-epoch",
+        "layers": {name: list(kernel.shape[1:]) for name, kernel in layers.items()},
+        "metrics": {result.name: result.row for result in results},
+        # [epochs, seeds] each
+        "history": {
+            result.name: plain(**{key: result.history[key] for key in HISTORY})
+            for result in results
+        },
+        # share of the weights that are not zero in the networks of the table, one number a seed
+        "layer_density": {
+            result.name: plain(
+                **{
+                    name: np.mean(np.asarray(result.params[name]["kernel"]) != 0, axis=(1, 2))
+                    for name in layers
+                }
+            )
+            for result in results
+        },
+        "histograms": histograms(results),
+        "seconds": float(sum(np.sum(result.history["seconds"]) for result in results)),
+    }
+
+
+def table(document: dict[str, Any]) -> None:
+    """The note's table, over seeds, from the results document."""
 
     def percent(item: dict[str, Any]) -> str:
         if item["ci_low"] is None:
@@ -315,21 +377,21 @@ def table(config: Config, name: str, results: list[Result]) -> None:
 
     rows = [
         [
-            result.name,
-            percent(result.row["test_accuracy"]),
-            f"{result.row['parameters']['mean']:,.0f}",
-            f"{result.row['nonzero']['mean']:,.0f}",
-            f"{result.row['dense_bytes']['mean']:,.0f}",
-            f"{result.row['packed_bytes']['mean']:,.0f}",
-            percent(result.row["sparsity"]),
-            percent(result.row["effective_sparsity"]),
-            f"{result.row['seconds']['mean']:.1f}",
+            name,
+            percent(row["test_accuracy"]),
+            f"{row['parameters']['mean']:,.0f}",
+            f"{row['nonzero']['mean']:,.0f}",
+            f"{row['dense_bytes']['mean']:,.0f}",
+            f"{row['packed_bytes']['mean']:,.0f}",
+            percent(row["sparsity"]),
+            percent(row["effective_sparsity"]),
+            f"{row['seconds']['mean']:.1f}",
         ]
-        for result in results
+        for name, row in document["metrics"].items()
     ]
-    chosen = "early-stopped" if config.patience is not None else "last-epoch"
     study.print_table(
-        f"{name}: {len(config.seeds)} seeds, mean ± 95 % interval, {chosen} weights",
+        f"{document['data']['name']}: {len(document['seeds'])} seeds, mean ± 95 % interval, "
+        f"{document['chosen']} weights",
         [
             "model",
             "test %",
@@ -378,25 +440,13 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"\n{stop}")
     except training.CheckpointError as error:
         sys.exit(f"research.adaptive_compression: {error}")
-    table(config, data.name, results)
-    path = study.write_results(
-        folder,
-        {
-            "study": "adaptive_compression",
-            "config_hash": digest,
-            "data": {"name": data.name, "sha256": data.sha256},
-            "seeds": list(config.seeds),
-            "verdict": None,
-            "weights": "early-stopped" if config.patience is not None else "last epoch",
-            "metrics": {result.name: result.row for result in results},
-            "seconds": float(sum(np.sum(result.history["seconds"]) for result in results)),
-        },
-    )
+    path = study.write_results(folder, to_document(config, digest, data, results))
+    # Printed and drawn is what the file holds, so that the file alone rebuilds both.
+    document = study.read_results(path)
+    table(document)
     from research import adaptive_compression_figure
 
-    figure = adaptive_compression_figure.draw(config, data.name, results)
-    for suffix in ("png", "pdf"):
-        figure.savefig(folder / f"figure.{suffix}", dpi=150)
+    adaptive_compression_figure.save(document, folder / "figure.png", folder / "figure.pdf")
     print(f"results: {path}\nfigure:  {folder / 'figure.png'} (and .pdf)")
 
 

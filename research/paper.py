@@ -1,7 +1,8 @@
-"""The paper's numbers and figures, from results files and from nothing else.
+"""The paper's numbers, tables and figures, from results files and from nothing else.
 
-`build` writes `macros.tex` and the figures; `check` says what is stale, out of tolerance or changed
-by hand, and counts what it checked.
+`build` writes `macros.tex`, the tables and the figures, and the main job's table and figure of the
+README; `check` says what is stale, out of tolerance or changed by hand, which numbers the text
+holds itself, and counts what it checked.
 
     python -m research.paper build
     python -m research.paper check
@@ -10,20 +11,24 @@ by hand, and counts what it checked.
 from __future__ import annotations
 
 import hashlib
-import re
+import inspect
+import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from research import study
+from adaptivenet.emergence.verdict import ClaimError
+from research import adaptive_compression_figure, paper_tables, study
+from research.paper_text import macros_used, typed_numbers, verdicts_claimed
 from research.results import ResultsError, read_results
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
+MAIN_JOB = "adaptive_compression_mnist"  # the results file whose table and figure the README shows
 PACKAGES = "texlive-latex-recommended texlive-fonts-recommended texlive-bibtex-extra latexmk"
 
 
@@ -37,6 +42,7 @@ class Number(NamedTuple):
     within: float
     times: float = 1.0
     format: str = ".2f"
+    log: bool = False  # the file holds its logarithm
 
     def read(self, results: Path) -> float:
         """The number, in the paper's unit."""
@@ -48,7 +54,7 @@ class Number(NamedTuple):
                 raise ResultsError(f"{self.name}: {self.of}.json has no {self.at!r}") from None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ResultsError(f"{self.name}: {self.at!r} of {self.of}.json is no number: {value}")
-        return self.times * value
+        return self.times * (math.exp(value) if self.log else value)
 
 
 def numbers(paper: Path) -> list[Number]:
@@ -67,15 +73,22 @@ def numbers(paper: Path) -> list[Number]:
     return found
 
 
-def macros(paper: Path) -> str:
-    """The text of `macros.tex`: every number, and every verdict."""
-    lines = ["% Written by research.paper from results/*.json; do not edit."]
-    for number in numbers(paper):
-        lines.append(_macro(number.name, format(number.read(paper / "results"), number.format)))
+def values(paper: Path) -> dict[str, str]:
+    """What the text may print: name to LaTeX."""
+    found = {n.name: format(n.read(paper / "results"), n.format) for n in numbers(paper)}
     for path in results_of(paper):
-        for name, word in (read_results(path).get("verdict") or {}).items():
-            lines.append(_macro(f"{path.stem}/{name}", word.lower()))
-    return "\n".join(lines) + "\n"
+        facts = {f"{path.stem}/{key}": text for key, text in _facts(read_results(path)).items()}
+        taken = sorted(found.keys() & facts.keys())
+        if taken:
+            raise ResultsError(f"numbers.yaml: {path.name} itself gives {', '.join(taken)}; rename")
+        found |= facts
+    return found
+
+
+def macros(paper: Path) -> str:
+    """The text of `macros.tex`: every number, every verdict, and what each study ran."""
+    lines = [_macro(name, text) for name, text in values(paper).items()]
+    return "\n".join(["% Written by research.paper from results/*.json; do not edit.", *lines, ""])
 
 
 def results_of(paper: Path) -> list[Path]:
@@ -83,25 +96,40 @@ def results_of(paper: Path) -> list[Path]:
     return sorted((paper / "results").glob("*.json"))
 
 
-def studies_of(paper: Path) -> list[Path]:
-    """Those of studies with claims, which can be judged and drawn anew."""
-    return [path for path in results_of(paper) if read_results(path).get("verdicts")]
+def tables(paper: Path) -> dict[Path, str]:
+    """The tables that the results files give, each with its text."""
+    texts = {path.stem: paper_tables.tabular(read_results(path)) for path in results_of(paper)}
+    return {paper / "tables" / f"{stem}.tex": text for stem, text in texts.items() if text}
+
+
+def pictures(paper: Path, path: Path) -> list[Path]:
+    """The files that are drawn from a results file; none for one without a figure."""
+    document = read_results(path)
+    main_job = document["study"] == "adaptive_compression"
+    if not (main_job or document.get("verdicts")):
+        return []
+    drawn = [paper / "figures" / f"{path.stem}.pdf"]
+    if main_job and path.stem == MAIN_JOB:
+        drawn.append(paper.parent / "docs" / "figures" / f"{path.stem}.png")
+    return drawn
 
 
 def build(paper: Path = PAPER) -> None:
-    """Writes macros and figures, and the PDF where LaTeX is installed."""
+    """Writes macros, tables and figures, and the PDF where LaTeX is installed."""
     (paper / "macros.tex").write_text(macros(paper), encoding="utf-8")
-    figures = paper / "figures"
-    figures.mkdir(exist_ok=True)
-    for path in studies_of(paper):
-        module, config, outcome, _ = study.rejudge(path)
-        with study.style():
-            figure = module.draw(config, outcome)
-            figure.savefig(figures / f"{path.stem}.pdf", metadata={"CreationDate": None})
-        stamp = figures / f"{path.stem}.stamp"
-        stamp.write_text(_stamp(path) + "\n", encoding="utf-8")
-        print(f"drawn: figures/{path.stem}.pdf")
-    print(f"written: macros.tex, {len(numbers(paper))} numbers")
+    for file, text in tables(paper).items():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    readme = _readme(paper)
+    if readme:
+        readme[0].write_text(readme[1], encoding="utf-8")
+    for path in results_of(paper):
+        drawn = pictures(paper, path)
+        if drawn:
+            _draw(path, drawn)
+            _stamp_file(paper, path).write_text(_stamp(path, drawn), encoding="utf-8")
+            print(f"drawn: {', '.join(picture.name for picture in drawn)}")
+    print(f"written: macros.tex, {len(values(paper))} values; {len(tables(paper))} tables")
     if not (paper / "main.tex").exists():
         print("there is no main.tex yet: no PDF")
     elif shutil.which("latexmk") is None:
@@ -120,15 +148,17 @@ def problems(paper: Path = PAPER) -> Iterator[str]:
         try:
             document = read_results(path)
             if document.get("verdicts"):
-                study.rejudge(path)
+                _rejudge(path)
         except ResultsError as error:
             yield str(error)
             return  # nothing that rests on it can be checked
         yield ""
+    unread = False
     for number in numbers(paper):
         try:
             value = number.read(paper / "results")
         except ResultsError as error:
+            unread = True
             yield str(error)
             continue
         near = abs(value - number.expect) <= number.within
@@ -140,19 +170,26 @@ def problems(paper: Path = PAPER) -> Iterator[str]:
                 f"(numbers.yaml), from {number.of}.json"
             )
         )
-    file = paper / "macros.tex"
-    fresh = file.exists() and file.read_text(encoding="utf-8") == macros(paper)
-    yield "" if fresh else "macros.tex is stale: make paper"
-    for path in studies_of(paper):
-        stamp = paper / "figures" / f"{path.stem}.stamp"
-        drawn = stamp.with_suffix(".pdf").exists() and stamp.exists()
-        same = drawn and stamp.read_text(encoding="utf-8").strip() == _stamp(path)
-        yield "" if same else f"figures/{path.stem}.pdf is stale: make paper"
+    if unread:
+        return  # then there are no macros to compare with
+    yield from _stale(paper)
     text = paper / "main.tex"
     if text.exists():
-        known = set(re.findall(r"csname n:([^\\]+)\\endcsname", macros(paper)))
-        for name in sorted(set(re.findall(r"\\n\{([^}#]+)\}", text.read_text(encoding="utf-8")))):
+        content = text.read_text(encoding="utf-8")
+        known = values(paper)
+        for name in macros_used(content):
             yield "" if name in known else f"main.tex uses {name!r}, which no results file gives"
+        for name, word in verdicts_claimed(content):
+            said = known.get(name, "in no results file")
+            yield "" if word == said else f"main.tex calls {name} {word}, but it is {said}"
+        typed = typed_numbers(content)
+        for line, shown in typed:
+            yield (
+                f"main.tex, line {line}: {shown} is typed in; print it by a macro, or mark the "
+                "line '% constant'"
+            )
+        if not typed:
+            yield ""
 
 
 def check(paper: Path = PAPER) -> int:
@@ -165,19 +202,110 @@ def check(paper: Path = PAPER) -> int:
     return len(wrong)
 
 
+def _stale(paper: Path) -> Iterator[str]:
+    """What `build` writes: each file, and whether it is as `build` would write it now."""
+
+    def compare(file: Path, name: str, text: str) -> str:
+        same = file.exists() and file.read_text(encoding="utf-8") == text
+        return "" if same else f"{name} is stale: make paper"
+
+    yield compare(paper / "macros.tex", "macros.tex", macros(paper))
+    current = tables(paper)
+    for file, text in current.items():
+        yield compare(file, f"tables/{file.name}", text)
+    for file in sorted(set((paper / "tables").glob("*.tex")) - current.keys()):
+        yield f"tables/{file.name}: no results file gives it; remove it"
+    try:
+        readme = _readme(paper)
+        if readme:
+            yield compare(readme[0], "README.md's table of the main job", readme[1])
+    except ResultsError as error:
+        yield str(error)
+    for path in results_of(paper):
+        drawn = pictures(paper, path)
+        file = _stamp_file(paper, path)
+        stamped = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        for picture in drawn:
+            wanted = _stamp(path, [picture]).splitlines() if picture.exists() else ["absent"]
+            fresh = stamped[:1] == wanted[:1] and wanted[-1] in stamped
+            yield "" if fresh else f"{picture.parent.name}/{picture.name} is stale: make paper"
+
+
+def _readme(paper: Path) -> tuple[Path, str] | None:
+    """The README and its text with the main job's table, where the paper has a main job."""
+    results, file = paper / "results" / f"{MAIN_JOB}.json", paper.parent / "README.md"
+    if not results.exists():
+        return None
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return file, paper_tables.in_readme(text, read_results(results))
+
+
+def _facts(document: Mapping[str, Any]) -> dict[str, str]:
+    """What every results file gives the text without a line in `numbers.yaml`."""
+    shown, p = paper_tables.number, paper_tables.probability
+    facts = {}
+    for verdict in document.get("verdicts") or []:
+        name = verdict["name"]
+        facts[name] = verdict["word"].lower()
+        for key in ("estimate", "low", "high"):
+            facts[f"{name}/{key}"] = shown(verdict[key])
+        facts[f"{name}/d"] = shown(verdict["effect_size"])
+        facts[f"{name}/p"] = p(verdict["p_adjusted"])
+        facts[f"{name}/n"] = str(verdict["n"])
+    if document.get("emergence"):
+        facts["emergence"] = paper_tables.escape(document["emergence"])
+    if "seeds" in document:
+        facts["seeds"] = str(len(document["seeds"]))
+    if "seconds" in document:
+        facts["seconds"] = f"{document['seconds']:,.0f}"
+    if "config_hash" in document:
+        facts["hash"] = document["config_hash"]
+    return facts
+
+
 def _macro(name: str, value: str) -> str:
     return rf"\expandafter\def\csname n:{name}\endcsname{{{value}}}"
 
 
-def _stamp(path: Path) -> str:
-    """What a figure is made of: its results, and the modules that draw it."""
+def _rejudge(path: Path) -> Any:
+    try:
+        return study.rejudge(path)
+    except (ClaimError, ImportError, SystemExit) as error:
+        why = "its config cannot be read" if isinstance(error, SystemExit) else error
+        raise ResultsError(
+            f"{path.name}: its study has changed since, or is gone ({why}); run it again."
+        ) from None
+
+
+def _draw(path: Path, drawn: list[Path]) -> None:
+    for picture in drawn:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+    document = read_results(path)
+    if document["study"] == "adaptive_compression":
+        adaptive_compression_figure.save(document, *drawn)
+        return
+    module, config, outcome, _ = _rejudge(path)
+    with study.style():
+        figure = module.draw(config, outcome)
+        for picture in drawn:
+            figure.savefig(picture, metadata={"CreationDate": None})
+
+
+def _stamp_file(paper: Path, path: Path) -> Path:
+    return paper / "figures" / f"{path.stem}.stamp"
+
+
+def _stamp(path: Path, drawn: list[Path]) -> str:
+    """What pictures are made of (results, and the code that draws), and the hash of each."""
     document = read_results(path)
     content = hashlib.sha256(document["seal"].encode())
-    here = Path(__file__).parent
-    for source in (here / f"{document['study']}_figure.py", here / "study.py"):
-        if source.exists():
-            content.update(source.read_bytes())
-    return content.hexdigest()
+    name, here = document["study"], Path(__file__).parent
+    if name != "adaptive_compression":  # its figure brings its own style
+        content.update(inspect.getsource(study.style).encode())
+    sources = [here / f"{name}_figure.py", here / f"{name}.py"]
+    content.update(next((file.read_bytes() for file in sources if file.exists()), b""))
+    hashes = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in drawn]
+    return "\n".join([content.hexdigest(), *hashes, ""])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -137,15 +137,13 @@ def main(
         sys.exit(f"{program}: {error}")
     folder, digest = open_run(name, config)
     _announce(config, data, folder)
-    started = time.perf_counter()
     try:
-        outcomes = _run_seeds(config, run, data, folder)
+        outcomes, seconds = _run_seeds(config, run, data, folder)
     except KeyboardInterrupt:
         sys.exit(
             f"\n{program}: stopped; finished seeds are in {folder / 'seeds'}. Start the same "
             "command again to go on."
         )
-    seconds = time.perf_counter() - started
     # What is judged and drawn is what the file holds, so that the file alone rebuilds both.
     outcome = join(config, outcomes).rounded()
     try:
@@ -237,8 +235,8 @@ def style(rows: int = 2, columns: int = 3) -> Any:
     return plt.rc_context(settings)
 
 
-def _run_seeds(config: Any, run: Any, data: Any, folder: Path) -> dict[int, Outcome]:
-    """Every seed's outcome: from the folder where it is finished, else run in chunks."""
+def _run_seeds(config: Any, run: Any, data: Any, folder: Path) -> tuple[dict[int, Outcome], float]:
+    """Every seed's outcome, and the seconds that all took: finished ones are read from the folder."""
     store = folder / "seeds"
     store.mkdir(exist_ok=True)
     done = {seed: store / f"{seed}.npz" for seed in config.seeds}
@@ -248,12 +246,16 @@ def _run_seeds(config: Any, run: Any, data: Any, folder: Path) -> dict[int, Outc
         print(f"resumed: {len(outcomes)} of {len(config.seeds)} seeds are finished")
     chunks = [tuple(left[i : i + config.chunk]) for i in range(0, len(left), config.chunk)]
     for number, seeds in enumerate(chunks):
+        started = time.perf_counter()
         with _ticker(f"seeds {seeds[0]}-{seeds[-1]}, {number + 1} of {len(chunks)}") as tick:
             found = run(config, data, seeds, tick)
+        share = (time.perf_counter() - started) / len(seeds)
         for place, seed in enumerate(seeds):
             outcomes[seed] = found.at(place)
-            outcomes[seed].save(done[seed])
-    return outcomes
+            done[seed].with_suffix(".seconds").write_text(f"{share:.3f}\n", encoding="utf-8")
+            outcomes[seed].save(done[seed])  # last: a seed with this file is finished
+    spent = [path.with_suffix(".seconds") for path in done.values()]
+    return outcomes, sum(float(path.read_text("utf-8")) for path in spent if path.exists())
 
 
 @contextlib.contextmanager

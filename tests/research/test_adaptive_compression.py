@@ -16,6 +16,7 @@ import pytest
 
 from adaptivenet import compression
 from research import adaptive_compression as job
+from research import adaptive_compression_figure, study
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--epochs", "4", "--batch-size", "64", "--seeds", "0", "1", "--hidden", "16", "8"]
@@ -54,6 +55,48 @@ def test_all_arms_end_with_table_results_figure_and_files(tmp_path, capsys):
     assert file.stat().st_size < (folder / "networks" / "dense_seed1.adnt").stat().st_size / 3
 
 
+def test_the_results_file_alone_gives_table_and_figure(tmp_path, capsys):
+    arms = ["--arms", "dense", "note", "scheduled", "--sparsities", "0.5", "0.9"]
+    folder, _ = _run(tmp_path, *arms)
+    file = folder / "results.json"
+    document = study.read_results(file)
+    printed = capsys.readouterr().out
+    assert "2 seeds, mean ± 95 % interval, last-epoch weights" in printed
+    job.table(document)
+    assert capsys.readouterr().out in printed
+    adaptive_compression_figure.save(document, again := tmp_path / "again.png")
+    assert again.read_bytes() == (folder / "figure.png").read_bytes()
+    # Another document is another figure.
+    document["history"]["note"]["density"][2] = [0.9, 0.9]
+    adaptive_compression_figure.save(document, again)
+    assert again.read_bytes() != (folder / "figure.png").read_bytes()
+    assert file.stat().st_size < 200_000
+
+
+def test_the_results_file_holds_what_was_measured(tmp_path):
+    folder, results = _run(tmp_path, "--arms", "dense", "scheduled", "--sparsities", "0.5", "0.9")
+    assert results["layers"] == {"dense1": [64, 16], "dense2": [16, 8], "dense3": [8, 10]}
+    names = ["dense", "scheduled 50.0%", "scheduled 90.0%"]
+    assert list(results["history"]) == names
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["validation_loss"][2:] for line in lines if line["name"] == "scheduled"]
+    history = results["history"]["scheduled 90.0%"]
+    np.testing.assert_allclose(history["validation_loss"], logged, rtol=1e-5)
+    assert np.shape(history["density"]) == (4, 2)
+    net = compression.load_packed(folder / "networks" / "scheduled_90.0_seed1.adnt")
+    for layer, densities in results["layer_density"]["scheduled 90.0%"].items():
+        assert densities[1] == pytest.approx(np.mean(net[layer]["kernel"] != 0), rel=1e-5)
+    first = compression.load_packed(folder / "networks" / "scheduled_90.0_seed0.adnt")
+    for layer, histogram in results["histograms"].items():
+        assert list(histogram["networks"]) == ["dense", "scheduled 90.0%"]  # the sparsest
+        weights = np.asarray(first[layer]["kernel"])
+        shown = histogram["networks"]["scheduled 90.0%"]
+        assert shown["zeros"] == np.sum(weights == 0)
+        inside = (np.abs(weights) <= histogram["edges"][-1]) & (weights != 0)
+        assert sum(shown["counts"]) == np.sum(inside) > 0
+        assert len(histogram["edges"]) == len(shown["counts"]) + 1
+
+
 def test_arms_share_batches_until_the_first_event(tmp_path):
     folder, _ = _run(tmp_path, "--arms", "dense", "scheduled", "--sparsities", "0.5")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -80,7 +123,7 @@ def test_in_step_events_reach_the_target(tmp_path):
 def test_early_stopped_weights_are_pruned_weights(tmp_path, capsys):
     _, results = _run(tmp_path, "--arms", "scheduled", "--sparsities", "0.8", "--patience", "1")
     assert "early-stopped weights" in capsys.readouterr().out
-    assert results["weights"] == "early-stopped"
+    assert results["chosen"] == "early-stopped"
     assert results["metrics"]["scheduled"]["sparsity"]["mean"] > 0.79
 
 

@@ -82,6 +82,9 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path, capsys):
     trained, document = start(tmp_path / "a")
     assert trained == [12, 13, 14]
     assert "resumed: 2 of 5 seeds are finished" in capsys.readouterr().out
+    spent = [float(path.read_text()) for path in tmp_path.glob("a/*/*/seeds/*.seconds")]
+    assert len(spent) == 5
+    assert document["seconds"] == pytest.approx(sum(spent), abs=0.1)  # of both starts
     whole = start(tmp_path / "b")[1]
     for part in (document, whole):
         del part["seconds"], part["seal"]
