@@ -236,7 +236,7 @@ def style(rows: int = 2, columns: int = 3) -> Any:
 
 
 def _run_seeds(config: Any, run: Any, data: Any, folder: Path) -> tuple[dict[int, Outcome], float]:
-    """Every seed's outcome, and the seconds that all took: finished ones are read from the folder."""
+    """Outcomes, finished ones from the folder, and the seconds that all seeds took."""
     store = folder / "seeds"
     store.mkdir(exist_ok=True)
     done = {seed: store / f"{seed}.npz" for seed in config.seeds}
