@@ -265,9 +265,12 @@ def run(config: Config, data: Any, seeds: tuple[int, ...], tick: study.Tick) -> 
         m[f"beyond_{arm}"] = m["learning_split"] - m[f"{arm}_split"]
         m[f"critical_beyond_{arm}"] = m["learning_critical"] - m[f"{arm}_critical"]
     m["critical_shift"] = m["learning_critical"] - m["brief_critical"]
-    price = {a: (curves[f"{a}_accuracy"] - curves[f"{a}_cut"])[:, place] for a in SOFT}
-    m["split_buys"] = (m["dense_accuracy"] - m["dense_cut_accuracy"]) - price["learning"]
-    m["buys_beyond_l1"] = price["l1"] - price["learning"]
+    m["dense_price"] = m["dense_accuracy"] - m["dense_cut_accuracy"]
+    for arm in SOFT:
+        lost = curves[f"{arm}_accuracy"] - curves[f"{arm}_cut"]
+        m[f"{arm}_price"] = np.asarray(lost, np.float64)[:, place]
+    m["split_buys"] = m["dense_price"] - m["learning_price"]
+    m["buys_beyond_l1"] = m["l1_price"] - m["learning_price"]
     return study.Outcome(m, {name: np.asarray(value) for name, value in curves.items()})
 
 

@@ -76,7 +76,7 @@ def draw(config: Any, outcome: Any) -> Any:
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis = axes[1][2]
-    lost = 100 * (m["dense_accuracy"] - m["dense_cut_accuracy"]).mean()
+    lost = 100 * m["dense_price"].mean()
     dense = axis.axhline(lost, color="grey", lw=1, ls=":")
     for arm in ("decay", "shuffled", "l1", "learning"):
         _line(axis, gains, 100 * (c[f"{arm}_accuracy"] - c[f"{arm}_cut"]), arm)

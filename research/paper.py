@@ -1,8 +1,8 @@
 """The paper's numbers, tables and figures, from results files and from nothing else.
 
-`build` writes `macros.tex`, the tables and the figures, and the main job's table and figure of the
-README; `check` says what is stale, out of tolerance or changed by hand, which numbers the text
-holds itself, and counts what it checked.
+`build` writes `macros.tex`, the tables and the figures, and the README's tables and figure; `check`
+says what is stale, out of tolerance or changed by hand, which numbers the text holds itself, and
+counts what it checked.
 
     python -m research.paper build
     python -m research.paper check
@@ -28,7 +28,8 @@ from research.paper_text import macros_used, typed_numbers, verdicts_claimed
 from research.results import ResultsError, read_results
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
-MAIN_JOB = "adaptive_compression_mnist"  # the results file whose table and figure the README shows
+MAIN_JOB = "adaptive_compression_mnist"  # the results file whose figure the README shows
+IN_README = (MAIN_JOB, "bimodality_small", "feedback_small")  # and those whose tables it shows
 PACKAGES = "texlive-latex-recommended texlive-fonts-recommended texlive-bibtex-extra latexmk"
 
 
@@ -218,7 +219,7 @@ def _stale(paper: Path) -> Iterator[str]:
     try:
         readme = _readme(paper)
         if readme:
-            yield compare(readme[0], "README.md's table of the main job", readme[1])
+            yield compare(readme[0], "README.md (its tables)", readme[1])
     except ResultsError as error:
         yield str(error)
     for path in results_of(paper):
@@ -232,12 +233,15 @@ def _stale(paper: Path) -> Iterator[str]:
 
 
 def _readme(paper: Path) -> tuple[Path, str] | None:
-    """The README and its text with the main job's table, where the paper has a main job."""
-    results, file = paper / "results" / f"{MAIN_JOB}.json", paper.parent / "README.md"
-    if not results.exists():
+    """The README and its text with the tables that it shows, where there are results for them."""
+    file, shown = paper.parent / "README.md", [paper / "results" / f"{n}.json" for n in IN_README]
+    shown = [path for path in shown if path.exists()]
+    if not shown:
         return None
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return file, paper_tables.in_readme(text, read_results(results))
+    for path in shown:
+        text = paper_tables.in_readme(text, path.stem, read_results(path))
+    return file, text
 
 
 def _facts(document: Mapping[str, Any]) -> dict[str, str]:

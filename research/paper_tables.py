@@ -9,8 +9,6 @@ import yaml
 
 from research.results import ResultsError
 
-BEGIN = "<!-- main job: begin, written by make paper -->"
-END = "<!-- main job: end -->"
 _SIGN = {"greater": ">", "less": "<", "equal": "="}
 _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {"<": "$<$", ">": "$>$", "~": "$\\sim$"}
 _PASSED = {"met": "pass", "fooled, as it must be": "pass (must be fooled)"}
@@ -84,12 +82,18 @@ def main_rows(document: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def in_readme(readme: str, document: Mapping[str, Any]) -> str:
-    """The README with the main job's table between its markers.
+def markers(name: str) -> tuple[str, str]:
+    """The README's lines between which the table of a results file stands."""
+    return f"<!-- {name}: begin, written by make paper -->", f"<!-- {name}: end -->"
+
+
+def in_readme(readme: str, name: str, document: Mapping[str, Any]) -> str:
+    """The README with a results document's table between its markers.
 
     Args:
       readme: its text.
-      document: the main job's results.
+      name: of the results file.
+      document: the results: the main job's, or those of a study with claims.
 
     Returns:
       The text with the table of this document; the same text if it held it.
@@ -97,20 +101,41 @@ def in_readme(readme: str, document: Mapping[str, Any]) -> str:
     Raises:
       ResultsError: the markers are not there, once each and in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before + after:
+    first, last = markers(name)
+    before, begin, rest = readme.partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end or first in rest or last in before + after:
         raise ResultsError(
-            f"README.md: the main job's table wants one line {BEGIN!r} and, below it, one line "
-            f"{END!r}; put them around it."
+            f"README.md: the table of {name} wants one line {first!r} and, below it, one line "
+            f"{last!r}; put them around it."
         )
-    heads = ("model", "test accuracy %", "non-zero parameters", "bytes of the file", "sparsity %")
-    lines = [list(heads), ["---"] * len(heads), *main_rows(document)]
+    if document.get("verdicts"):
+        heads, rows = ("claim", "mean [interval]", "verdict"), _claims(document)
+    else:
+        heads = ("model", "test accuracy %", "non-zero parameters", "bytes of the file")
+        heads, rows = (*heads, "sparsity %"), main_rows(document)
+    lines = [list(heads), ["---"] * len(heads), *rows]
     table = "\n".join(
         "|" + "|".join(cell if cell == "---" else f" {cell} " for cell in line) + "|"
         for line in lines
     )
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    return f"{before}{first}\n{table}\n{last}{after}"
+
+
+def _claims(document: Mapping[str, Any]) -> list[list[str]]:
+    """Statement, mean with its interval, verdict; one row a claim."""
+
+    def plain(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3g}"
+
+    return [
+        [
+            verdict["statement"].replace("|", "\\|"),
+            f"{plain(verdict['estimate'])} [{plain(verdict['low'])}, {plain(verdict['high'])}]",
+            verdict["word"],
+        ]
+        for verdict in document["verdicts"]
+    ]
 
 
 def _models(document: Mapping[str, Any]) -> str:

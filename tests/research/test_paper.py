@@ -182,6 +182,9 @@ def test_code_is_no_measurement():
 # The main job -------------------------------------------------------------------------------------
 
 
+BEGIN, END = paper_tables.markers(paper.MAIN_JOB)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """The main job's results file of this repository, in a paper of its own, built."""
@@ -189,9 +192,7 @@ def built(tmp_path_factory):
     (root / "paper" / "results").mkdir(parents=True)
     shutil.copy(ROOT / "paper" / "results" / f"{paper.MAIN_JOB}.json", root / "paper" / "results")
     (root / "paper" / "numbers.yaml").write_text("[]")
-    (root / "README.md").write_text(
-        f"# Before\n\n{paper_tables.BEGIN}\n{paper_tables.END}\n\nAfter.\n"
-    )
+    (root / "README.md").write_text(f"# Before\n\n{BEGIN}\n{END}\n\nAfter.\n")
     paper.build(root / "paper")
     return root
 
@@ -219,7 +220,7 @@ def test_the_main_job_gives_tables_and_figures(root, capsys):
 
 
 def table_of(readme):
-    return readme.partition(paper_tables.BEGIN)[2].partition(paper_tables.END)[0]
+    return readme.partition(BEGIN)[2].partition(END)[0]
 
 
 def test_the_results_file_is_small():
@@ -229,16 +230,29 @@ def test_the_results_file_is_small():
 def test_a_digit_changed_in_the_readme_is_caught(root):
     file = root / "README.md"
     file.write_text(file.read_text().replace("| auto | 97.65", "| auto | 98.65"))
-    assert wrong(root / "paper") == ["README.md's table of the main job is stale: make paper"]
+    assert wrong(root / "paper") == ["README.md (its tables) is stale: make paper"]
 
 
-@pytest.mark.parametrize("marker", [paper_tables.BEGIN, paper_tables.END])
+@pytest.mark.parametrize("marker", [BEGIN, END])
 def test_a_lost_marker_of_the_readme_is_named(root, marker):
     file = root / "README.md"
     file.write_text(file.read_text().replace(marker, ""))
     (said,) = wrong(root / "paper")
     assert "put them around it" in said
     assert marker in said
+
+
+def test_the_claims_of_a_study_stand_in_the_readme():
+    verdict = {"statement": "a | b", "estimate": 0.12345, "low": -0.1, "high": None}
+    document = {"verdicts": [{**verdict, "word": "REFUTED"}]}
+    text = "\n".join(["Before.", *paper_tables.markers("x"), "After."])
+    lines = paper_tables.in_readme(text, "x", document).splitlines()
+    assert lines[2:5] == [
+        "| claim | mean [interval] | verdict |",
+        "|---|---|---|",
+        "| a \\| b | 0.123 [-0.1, -] | REFUTED |",
+    ]
+    assert (lines[0], lines[-1]) == ("Before.", "After.")
 
 
 def test_a_digit_changed_in_a_table_is_caught(root):
