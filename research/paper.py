@@ -76,7 +76,7 @@ def numbers(paper: Path) -> list[Number]:
 
 def values(paper: Path) -> dict[str, str]:
     """What the text may print: name to LaTeX."""
-    found = {n.name: format(n.read(paper / "results"), n.format) for n in numbers(paper)}
+    found = {n.name: _printed(n.read(paper / "results"), n.format) for n in numbers(paper)}
     for path in results_of(paper):
         facts = {f"{path.stem}/{key}": text for key, text in _facts(read_results(path)).items()}
         taken = sorted(found.keys() & facts.keys())
@@ -265,6 +265,12 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
     if "config_hash" in document:
         facts["hash"] = document["config_hash"]
     return facts
+
+
+def _printed(value: float, pattern: str) -> str:
+    """A number in its format; a minus sign rather than a hyphen."""
+    text = format(value, pattern)
+    return rf"\ensuremath{{{text}}}" if text.startswith("-") else text
 
 
 def _macro(name: str, value: str) -> str:

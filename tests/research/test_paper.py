@@ -51,6 +51,11 @@ def test_a_logarithm_is_printed_as_what_it_is_of(folder):
     assert rf"n:dense\endcsname{{{100 * math.exp(0.98187):.2f}}}" in paper.macros(folder)
 
 
+def test_a_negative_number_has_a_minus_sign(folder):
+    declare(folder, times=-100, expect=-98.2)
+    assert r"n:dense\endcsname{\ensuremath{-98.19}}" in paper.macros(folder)
+
+
 def test_macros_hold_every_number_as_it_is_printed(folder):
     text = (folder / "macros.tex").read_text()
     assert r"\expandafter\def\csname n:dense\endcsname{98.19}" in text
