@@ -17,18 +17,20 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-import adaptivenet as an
-from adaptivenet.emergence import nulls, statistics, verdict
+from adaptivenet.emergence import nulls, verdict
 from adaptivenet.emergence.verdict import Hypothesis, Preregistration
 from adaptivenet.training import Range
 from research import rounds, study
-
-HARD = ("truncation", "oneshot", "gradual", "random")
-SOFT = ("learning", "brief", "labels", "shuffled", "no_learning", "decay", "l1")
-BINS = np.linspace(-6, 1, 29)
-TINY = 1e-12  # below it a weight is forgotten for good; log needs a floor
+from research.bimodality_arms import HARD, SOFT, dense, hard, soft
+from research.bimodality_measures import (
+    accuracies,
+    critical,
+    dips,
+    histogram,
+    modes,
+    prediction_gain,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,133 +82,6 @@ class Config(study.Config):
             raise ValueError(f"gains must ascend within (0, 1), not {self.gains}")
         if self.reference_gain not in self.gains:
             raise ValueError(f"reference_gain={self.reference_gain} is none of gains={self.gains}")
-
-
-@partial(jax.jit, static_argnums=0)
-def dense(config: Config, key: jax.Array, task: Any) -> Any:
-    """One network, trained without any pruning."""
-    of_init, of_batches = jax.random.split(key)
-    params = an.models.mlp_init(of_init, (task.inputs.shape[1], *config.hidden, 10))
-    adam = optax.adam(config.learning_rate)
-    net = rounds.Net(params, adam.init(params))
-    return rounds.train(net, of_batches, task, adam, config.dense_steps).params
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def hard(config: Config, arm: str, key: jax.Array, params: Any, task: Any) -> Any:
-    """An arm of hard pruning: the parameters at its end."""
-    p, whole = an.pruning, config.rounds * config.steps
-    schedule = {
-        "oneshot": p.constant,
-        "random": p.constant,
-        "gradual": partial(p.cubic, start=0, end=whole * 2 // 3),
-    }
-    adam = optax.adam(config.learning_rate)
-    pruner = None
-    if arm in schedule:
-        score = p.random if arm == "random" else p.magnitude
-        pruner = p.prune(
-            schedule[arm](config.sparsity), score=score, allocation=p.Uniform(), every=None
-        )
-    tx = adam if pruner is None else optax.chain(adam, pruner)
-
-    def one(net: Any, key: jax.Array) -> tuple[Any, None]:
-        if pruner is not None:
-            net = rounds.Net(*p.revise(pruner, *net))
-        return rounds.train(net, key, task, tx, config.steps), None
-
-    net = rounds.Net(params, tx.init(params))
-    net = jax.lax.scan(one, net, jax.random.split(key, config.rounds))[0]
-    if arm == "truncation":  # of the network that was trained as long, without being cut
-        return nulls.truncation(net.params, config.sparsity, allocation=p.Uniform())[0]
-    return net.params
-
-
-def rate_of(kernel: jax.Array, mass: jax.Array) -> jax.Array:
-    """The soft threshold that leaves a given sum of magnitudes (by bisection)."""
-
-    def halve(_: int, ends: Any) -> Any:
-        middle = (ends[0] + ends[1]) / 2
-        more = jnp.sum(jnp.maximum(jnp.abs(kernel) - middle, 0)) > mass
-        return jnp.where(more, middle, ends[0]), jnp.where(more, ends[1], middle)
-
-    low, high = jax.lax.fori_loop(0, 30, halve, (jnp.zeros(()), jnp.max(jnp.abs(kernel))))
-    return (low + high) / 2
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def soft(config: Config, arm: str, gain: Any, key: jax.Array, params: Any, task: Any) -> Any:
-    """An arm of soft forgetting: the lowest share loses a part each round, and goes on learning."""
-    adam = optax.adam(config.learning_rate)
-    steps = {"no_learning": 0, "brief": config.steps // 4}.get(arm, config.steps)
-
-    def forget(params: Any, key: jax.Array) -> Any:
-        def leaf(kernel: jax.Array) -> jax.Array:
-            score = jnp.abs(kernel)
-            if arm == "shuffled":
-                score = nulls.shuffled(an.pruning.magnitude)({"w": kernel}, key=key)["w"]
-            kept = an.selection.top_mask({"w": score}, round((1 - config.sparsity) * kernel.size))[
-                "w"
-            ]
-            return jnp.where(kept, kernel, kernel * (1 - gain))
-
-        forgot = rounds.map_kernels(leaf, params)
-        if arm == "decay":  # all weights of a layer alike, by as much norm as forgetting takes
-            return rounds.map_kernels(
-                lambda w, f: nulls.scale({"w": w}, nulls.matched_decay({"w": w}, {"w": f}))["w"],
-                params,
-                forgot,
-            )
-        if arm == "l1":  # all by one amount, that takes as much of sum |w|
-            return rounds.map_kernels(
-                lambda w, f: nulls.soft_thresholded({"w": w}, rate_of(w, jnp.sum(jnp.abs(f))))["w"],
-                params,
-                forgot,
-            )
-        return forgot
-
-    def one(net: Any, key: jax.Array) -> tuple[Any, None]:
-        of_event, of_batches = jax.random.split(key)
-        net = net._replace(params=forget(net.params, of_event))
-        return rounds.train(net, of_batches, task, adam, steps), None
-
-    net = rounds.Net(params, adam.init(params))
-    return jax.lax.scan(one, net, jax.random.split(key, config.rounds))[0].params
-
-
-@partial(jax.jit, static_argnums=0)
-def accuracies(config: Config, params: Any, task: Any) -> tuple[Any, Any, Any]:
-    """Accuracy, the same after a cut without fine-tuning, and the share of |w| it keeps."""
-    cut, _ = nulls.truncation(params, config.sparsity, allocation=an.pruning.Uniform())
-    mass = [sum(jnp.sum(jnp.abs(w)) for w in rounds.kernels(p)) for p in (cut, params)]
-    return rounds.accuracy(params, task), rounds.accuracy(cut, task), mass[0] / mass[1]
-
-
-def dips(params: Any, *, logs: bool) -> np.ndarray:
-    """Dip statistic and p of each layer, ``[layers, 2]``: of signed survivors, or of log|w|."""
-    found = []
-    for kernel in rounds.kernels(params):
-        values = np.asarray(kernel, np.float64).ravel()
-        values = np.log(np.maximum(np.abs(values), TINY)) if logs else values[values != 0]
-        found.append(statistics.dip(values)[:2])
-    return np.array(found)
-
-
-def critical(config: Config, dip: np.ndarray) -> float:
-    """Log of the gain from which on both large layers reject one mode at 5 %.
-
-    Between the last gain that does not reject and the first that does, the larger p of the two
-    layers is interpolated, log against log. A gain beyond the grid's ends is put one step outside.
-    """
-    p = np.maximum(dip[:, :2, 1].max(1), 1e-3)
-    inside = np.log(config.gains)
-    if not np.any(p >= 0.05):
-        return float(2 * inside[0] - inside[1])
-    last = len(p) - 1 - int(np.argmax(p[::-1] >= 0.05))
-    if last == len(p) - 1:
-        return float(2 * inside[-1] - inside[-2])
-    way = np.log(p[last] / 0.05) / np.log(p[last] / p[last + 1])
-    return float(inside[last] + way * (inside[last + 1] - inside[last]))
 
 
 def run(config: Config, data: Any, seeds: tuple[int, ...], tick: study.Tick) -> study.Outcome:
@@ -274,18 +149,6 @@ def run(config: Config, data: Any, seeds: tuple[int, ...], tick: study.Tick) -> 
     return study.Outcome(m, {name: np.asarray(value) for name, value in curves.items()})
 
 
-def modes(kernel: np.ndarray) -> np.ndarray:
-    """Up to four modes of log10|w|, nan where there are fewer."""
-    found = statistics.modes(np.log10(np.maximum(np.abs(kernel.ravel()), TINY)))[-4:]
-    return np.pad(found, (0, 4 - len(found)), constant_values=np.nan)
-
-
-def histogram(kernel: np.ndarray) -> np.ndarray:
-    """Share of the weights in each of `BINS` of log10|w|; what is smaller counts in the first."""
-    values = np.log10(np.maximum(np.abs(kernel.ravel()), TINY))
-    return np.histogram(np.clip(values, BINS[0], BINS[-1]), BINS)[0] / values.size
-
-
 def judge(config: Config, outcome: study.Outcome) -> study.Judgement:
     """The preregistered tests, and the gates of emergence."""
     metrics = {**outcome.metrics, "prediction_gain": prediction_gain(outcome)}
@@ -294,29 +157,6 @@ def judge(config: Config, outcome: study.Outcome) -> study.Judgement:
     return study.Judgement(
         verdicts, verdict.emergence(verdicts, **gates, predictive="h1b_predicts")
     )
-
-
-def prediction_gain(outcome: study.Outcome) -> np.ndarray:
-    """Out of sample, what the dip adds to the kept share of |w| in predicting the cut's price.
-
-    For each seed, both linear models are fitted on the other seeds (all gains), and the difference
-    of their mean absolute errors on this seed is its number.
-    """
-    c = outcome.curves
-    price = c["learning_accuracy"] - c["learning_cut"]
-    mass, dip = c["learning_mass"], c["learning_log_dip"][:, :, :2, 0].mean(2)
-    gain = []
-    for seed in range(len(price)):
-        others = np.arange(len(price)) != seed
-        errors = []
-        for inputs in ((mass,), (mass, dip)):
-            design = np.stack([np.ones_like(mass), *inputs], -1)
-            fit = np.linalg.lstsq(
-                design[others].reshape(-1, design.shape[-1]), price[others].ravel(), rcond=None
-            )[0]
-            errors.append(np.mean(np.abs(design[seed] @ fit - price[seed])))
-        gain.append(errors[0] - errors[1])
-    return np.array(gain)
 
 
 def draw(config: Config, outcome: study.Outcome) -> Any:

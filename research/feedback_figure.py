@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from research.feedback import RATIOS
+from research.feedback_measures import RATIOS
 
 COLOURS = {"real": "#D55E00", "shadow": "#0072B2"}
 SPOKEN = {"dense": "nothing", "pruned": "the others", "random": "at random"}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import bimodality, study
+from research import bimodality, bimodality_arms, bimodality_measures, rounds, study
 
 GAINS = (0.1, 0.2, 0.4, 0.8)
 CONFIG = bimodality.Config(hidden=(6, 5), rounds=3, steps=4, gains=GAINS, reference_gain=0.4)
@@ -30,12 +30,12 @@ def dip(*ps):
     ],
 )
 def test_the_critical_gain_is_where_the_last_whole_layer_splits(ps, expected):
-    assert np.exp(bimodality.critical(CONFIG, dip(*ps))) == pytest.approx(expected)
+    assert np.exp(bimodality_measures.critical(CONFIG, dip(*ps))) == pytest.approx(expected)
 
 
 def test_the_soft_threshold_leaves_the_mass_it_was_told():
     kernel = jax.random.normal(jax.random.key(5), (40, 6))
-    rate = bimodality.rate_of(kernel, jnp.asarray(60.0))
+    rate = bimodality_arms.rate_of(kernel, jnp.asarray(60.0))
     assert jnp.sum(jnp.maximum(jnp.abs(kernel) - rate, 0)) == pytest.approx(60.0, rel=1e-5)
 
 
@@ -51,12 +51,12 @@ def network():
 def task():
     inputs = jax.random.normal(jax.random.key(1), (32, 40))
     targets = jnp.arange(32) % 10
-    return bimodality.rounds.Task(inputs, targets, inputs, targets)
+    return rounds.Task(inputs, targets, inputs, targets)
 
 
 def test_with_the_gradient_off_the_weakest_decay_and_the_others_stay():
     before = network()
-    after = bimodality.soft(CONFIG, "no_learning", 0.5, jax.random.key(2), before, task())
+    after = bimodality_arms.soft(CONFIG, "no_learning", 0.5, jax.random.key(2), before, task())
     for name in LAYERS:
         old, new = (np.asarray(p[name]["kernel"]).ravel() for p in (before, after))
         kept = round(0.3 * old.size)
@@ -68,7 +68,7 @@ def test_with_the_gradient_off_the_weakest_decay_and_the_others_stay():
 
 def test_hard_arms_cut_as_many_and_truncation_keeps_its_weights():
     for arm in ("truncation", "oneshot", "gradual", "random"):
-        end = bimodality.hard(CONFIG, arm, jax.random.key(3), network(), task())
+        end = bimodality_arms.hard(CONFIG, arm, jax.random.key(3), network(), task())
         for name in LAYERS:
             kernel = np.asarray(end[name]["kernel"])
             assert np.count_nonzero(kernel) == kernel.size - round(0.7 * kernel.size)
@@ -84,8 +84,8 @@ def test_the_dip_is_credited_only_with_what_the_mass_does_not_say():
         layers[..., 0] = dips[..., None]
         return study.Outcome({}, {**curves, "learning_mass": mass, "learning_log_dip": layers})
 
-    assert np.all(bimodality.prediction_gain(outcome(mass + dips)) > 0.05)
-    by_mass = bimodality.prediction_gain(outcome(mass + 0.1 * rng.normal(size=(8, 5))))
+    assert np.all(bimodality_measures.prediction_gain(outcome(mass + dips)) > 0.05)
+    by_mass = bimodality_measures.prediction_gain(outcome(mass + 0.1 * rng.normal(size=(8, 5))))
     assert abs(by_mass.mean()) < 0.02
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from research import feedback, rounds
+from research import feedback, feedback_arms, feedback_measures, rounds
 
 CONFIG = feedback.Config(
     hidden=(6, 5), steps=3, before=4, reprieve=2, after=2, twin_steps=5, window=0.2, sample=50
@@ -34,16 +34,17 @@ def task():
 
 def test_the_shadow_trains_as_if_nothing_were_pruned():
     key, tx = jax.random.key(2), optax.adam(CONFIG.adam_rate)
-    accuracy = feedback.watch(CONFIG, "adam", "shadow", key, network(), task())[3]
+    accuracy = feedback_arms.watch(CONFIG, "adam", "shadow", key, network(), task())[3]
+    step = jax.jit(lambda net, key: rounds.train(net, key, task(), tx, CONFIG.steps))
     net = rounds.Net(network(), tx.init(network()))
     for one in jax.random.split(key, 8):
-        net = rounds.train(net, jax.random.split(one)[1], task(), tx, CONFIG.steps)
+        net = step(net, jax.random.split(one)[1])
     assert accuracy == rounds.accuracy(net.params, task())
 
 
-@pytest.mark.parametrize("arm", feedback.ARMS)
+@pytest.mark.parametrize("arm", feedback_arms.ARMS)
 def test_the_reprieved_live_until_their_release_and_are_a_part_of_the_window(arm):
-    found = feedback.watch(CONFIG, "sgd", arm, jax.random.key(3), network(), task())
+    found = feedback_arms.watch(CONFIG, "sgd", arm, jax.random.key(3), network(), task())
     frames, shares, (near, forced, _, alive), _ = found
     assert np.all(np.asarray(shares)[4:6, 0] == 1.0)
     near, forced = np.asarray(near), np.asarray(forced)
@@ -58,8 +59,8 @@ def test_the_reprieved_live_until_their_release_and_are_a_part_of_the_window(arm
 
 def test_the_dense_twin_is_not_pruned_and_pruned_ones_differ():
     ends = [
-        feedback.twin(CONFIG, "adam", future, jax.random.key(4), network(), task())[0]
-        for future in feedback.FUTURES
+        feedback_arms.twin(CONFIG, "adam", future, jax.random.key(4), network(), task())[0]
+        for future in feedback_arms.FUTURES
     ]
     assert all(np.all(np.isfinite(end)) for end in ends)
     assert len({np.asarray(end).tobytes() for end in ends}) == 3
@@ -74,14 +75,16 @@ def test_matched_compares_equals_with_equals():
     alive = rng.uniform(size=n) < 0.2 + 0.6 * ratio + 0.2 * forced
     everyone = np.ones(n, bool)
     assert alive[forced].mean() < alive[~forced].mean() + 0.05
-    assert feedback.matched(everyone, forced, ratio, alive) == pytest.approx(0.2, abs=0.03)
+    assert feedback_measures.matched(everyone, forced, ratio, alive) == pytest.approx(0.2, abs=0.03)
     chance = rng.uniform(size=n) < 0.2 + 0.6 * ratio
-    assert feedback.matched(everyone, forced, ratio, chance) == pytest.approx(0.0, abs=0.03)
+    assert feedback_measures.matched(everyone, forced, ratio, chance) == pytest.approx(
+        0.0, abs=0.03
+    )
 
 
 def test_matched_has_no_answer_without_both_groups():
     nobody = np.zeros(5, bool)
-    assert np.isnan(feedback.matched(~nobody, nobody, np.ones(5), nobody))
+    assert np.isnan(feedback_measures.matched(~nobody, nobody, np.ones(5), nobody))
 
 
 def lives(slope, *, synapses=3_000, rounds=14, seed=0):
@@ -114,7 +117,7 @@ def lives(slope, *, synapses=3_000, rounds=14, seed=0):
 def test_the_hazard_finds_the_age_effect_that_is_there_and_none_that_is_not():
     config = feedback.Config(zone=1.0)
     paths = {"real": lives(-0.8), "shadow": lives(0.0, seed=1)}
-    found = feedback.observed(config, paths, 0)
+    found = feedback_measures.observed(config, paths, 0)
     assert found["real"]["age"] == pytest.approx(-0.8, abs=0.15)
     assert found["real"]["frail"] == pytest.approx(-0.8, abs=0.25)
     assert found["shadow"]["age"] == pytest.approx(0.0, abs=0.1)
@@ -124,16 +127,16 @@ def test_the_hazard_finds_the_age_effect_that_is_there_and_none_that_is_not():
 def test_hazards_are_compared_where_the_shadow_dies():
     paths = {"real": lives(-0.8), "shadow": lives(0.0, seed=1)}
     paths["shadow"].died &= np.roll(paths["shadow"].score, 1, axis=1) < 0.1
-    whole = feedback.observed(feedback.Config(zone=1.0), paths, 0)["real"]["age"]
+    whole = feedback_measures.observed(feedback.Config(zone=1.0), paths, 0)["real"]["age"]
     paths["real"].died &= np.roll(paths["real"].score, 1, axis=1) < 0.2
-    assert feedback.observed(feedback.Config(zone=1.0), paths, 0)["real"]["age"] == pytest.approx(
-        whole, abs=1e-9
-    )
+    assert feedback_measures.observed(feedback.Config(zone=1.0), paths, 0)["real"][
+        "age"
+    ] == pytest.approx(whole, abs=1e-9)
 
 
 def test_no_deaths_in_the_shadow_leave_no_range_to_compare():
     paths = {"real": lives(-0.8), "shadow": lives(0.0, seed=1)}
     paths["shadow"].died[:] = False
-    found = feedback.observed(feedback.Config(), paths, 0)
+    found = feedback_measures.observed(feedback.Config(), paths, 0)
     assert np.isnan(found["real"]["age"])
     assert np.isnan(found["shadow"]["frail"])
