@@ -1,13 +1,45 @@
 """Pruning: scores, schedules, allocations, structures, regrowth, and the transformation."""
 
-from adaptivenet.pruning.allocations import Allocation, Global, Uniform
+from adaptivenet.pruning import layerwise, lottery, reparametrise, signals
+from adaptivenet.pruning.activations import input_grams, input_norms, wanda
+from adaptivenet.pruning.allocations import Allocation, Global, PerPath, Uniform
+from adaptivenet.pruning.budgets import Budget
+from adaptivenet.pruning.combinators import lamp, mix, normalise, product
 from adaptivenet.pruning.controller import AutoState, auto
+from adaptivenet.pruning.cycles import ac_dc, cyclic, rates, sawtooth
 from adaptivenet.pruning.demands import AtLeast, Demand, OfAlive, Sparsity
 from adaptivenet.pruning.effective import effective_masks
+from adaptivenet.pruning.erdos_renyi import ErdosRenyiKernel
 from adaptivenet.pruning.event import Outcome, cut_and_wake
+from adaptivenet.pruning.initial import fixed, grasp, snip, synflow
+from adaptivenet.pruning.linkprediction import ByLinkPrediction, by_link_prediction, link_scores
 from adaptivenet.pruning.masks import apply_mask, full_mask, landing
-from adaptivenet.pruning.record import Record
-from adaptivenet.pruning.regrowth import AtRandom, Everything, Regrowth, at_random, everything
+from adaptivenet.pruning.moments import reset_moments
+from adaptivenet.pruning.record import PruneState, Record, layered
+from adaptivenet.pruning.regrowth import (
+    AtRandom,
+    ByGradient,
+    ByMomentum,
+    Everything,
+    Homeostatic,
+    Regrowth,
+    at_random,
+    by_gradient,
+    by_momentum,
+    cosine_fraction,
+    everything,
+    homeostatic,
+)
+from adaptivenet.pruning.rowwise import FanIn, NofM
+from adaptivenet.pruning.saliency import (
+    fisher_tempered,
+    movement,
+    obd,
+    ordinal,
+    saliency,
+    snr,
+    taylor,
+)
 from adaptivenet.pruning.schedules import (
     Schedule,
     as_schedule,
@@ -20,49 +52,98 @@ from adaptivenet.pruning.schedules import (
     threshold,
 )
 from adaptivenet.pruning.scores import Score, magnitude, random
-from adaptivenet.pruning.structures import Element, Structure
-from adaptivenet.pruning.transformation import Pruner, PruneState, mask, prune, record, revise
+from adaptivenet.pruning.signals import SignalState, with_signals
+from adaptivenet.pruning.structures import Block, ByPath, Element, Structure, Unit
+from adaptivenet.pruning.transformation import Pruner, mask, prune, record, revise
 
 __all__ = [
     "Allocation",
     "AtLeast",
     "AtRandom",
     "AutoState",
+    "Block",
+    "Budget",
+    "ByGradient",
+    "ByLinkPrediction",
+    "ByMomentum",
+    "ByPath",
     "Demand",
     "Element",
+    "ErdosRenyiKernel",
     "Everything",
+    "FanIn",
     "Global",
+    "Homeostatic",
+    "NofM",
     "OfAlive",
     "Outcome",
+    "PerPath",
     "PruneState",
     "Pruner",
     "Record",
     "Regrowth",
     "Schedule",
     "Score",
+    "SignalState",
     "Sparsity",
     "Structure",
     "Uniform",
+    "Unit",
+    "ac_dc",
     "apply_mask",
     "as_schedule",
     "at_random",
     "auto",
+    "by_gradient",
+    "by_link_prediction",
+    "by_momentum",
     "constant",
+    "cosine_fraction",
     "cubic",
     "cut_and_wake",
+    "cyclic",
     "effective_masks",
     "everything",
+    "fisher_tempered",
+    "fixed",
     "full_mask",
+    "grasp",
+    "homeostatic",
+    "input_grams",
+    "input_norms",
+    "lamp",
     "landing",
+    "layered",
+    "layerwise",
     "linear",
+    "link_scores",
+    "lottery",
     "magnitude",
     "mask",
+    "mix",
+    "movement",
+    "normalise",
+    "obd",
     "one_shot",
+    "ordinal",
     "percentile",
     "polynomial",
+    "product",
     "prune",
     "random",
+    "rates",
     "record",
+    "reparametrise",
+    "reset_moments",
     "revise",
+    "saliency",
+    "sawtooth",
+    "signals",
+    "snip",
+    "snr",
+    "synflow",
+    "taylor",
     "threshold",
+    "wanda",
+    "with_signals",
 ]

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from adaptivenet import selection
-from adaptivenet.counts import Count, as_count, as_share, clip, part, total
-from adaptivenet.pruning import regrowth, scores
-from adaptivenet.pruning.allocations import Allocation
-from adaptivenet.pruning.demands import AtLeast, Demand
+from adaptivenet import trees
+from adaptivenet.counts import as_share
+from adaptivenet.pruning import allocations, competition, regrowth, scores
+from adaptivenet.pruning.allocations import Allocation, Contest, Field, Leaf
+from adaptivenet.pruning.demands import Demand, Sparsity
 from adaptivenet.pruning.record import count_leaves
-from adaptivenet.pruning.structures import Structure
+from adaptivenet.pruning.rowwise import NofM, RowWise, check_demand
+from adaptivenet.pruning.schedules import known
+from adaptivenet.pruning.structures import Element, Structure, of_leaves
 
 PyTree = Any
 
-__all__ = ["Outcome", "cut_and_wake"]
+__all__ = ["Outcome", "check", "cut_and_wake"]
 
 
 class Outcome(NamedTuple):
@@ -57,14 +61,21 @@ def cut_and_wake(
       score: scores of the synapses.
       structure: what is cut as one.
       allocation: which leaves share a count.
-      regrow: rule that wakes synapses, or None.
+      regrow: rule that wakes synapses, or None. Its ``fraction`` may be a function of the signal
+        ``step``. With an attribute ``redistribute`` that is true, woken synapses of all leaves
+        compete together, wherever they were cut: the total is kept, and leaves grow and shrink.
       may_grow: whether the demand can exceed what is alive.
       key: random key of this event.
-      signals: further arguments of the score and of the rule.
+      signals: further arguments of the score and of the rule. Both are given ``mask`` and ``key``
+        as well, and the rule ``kept``, the mask after the cut.
 
     Returns:
       The survivors and the new mask. Synapses that are dead are never kept for their score; they
       can only be woken.
+
+    Raises:
+      ValueError: the score returns other shapes, the structure does not fit a leaf or the demand,
+        or a pattern of the structure or the allocation matches no leaf.
 
     >>> from adaptivenet.pruning import Element, Global, demands
     >>> w = {"w": jnp.array([[3.0, -1.0], [0.5, 2.0]])}
@@ -76,77 +87,162 @@ def cut_and_wake(
     """
     score_key, wake_key = jax.random.split(key)
     raw = scores.supply(score, params, {**signals, "mask": mask, "key": score_key})
+    _check_shapes(jax.tree.leaves(raw), jax.tree.leaves(mask), score)
     unit_scores, treedef = jax.tree.flatten(structure.pool(raw))
     alive = jax.tree.leaves(structure.pool_mask(mask))
-    _check_shapes(unit_scores, alive, score)
-    sizes = [leaf.size for leaf in alive]
-    groups = allocation.groups(sizes)
-    numbers = count_leaves(alive)
+    rule = regrow if regrow is not None or not may_grow else regrowth.AtRandom()
+    leaves, structures = _leaves(params, structure, [leaf.shape for leaf in alive])
+    for one, leaf in zip(structures, leaves, strict=True):
+        check_demand(one, leaf.path, demand)
+    field = Field(
+        leaves=leaves,
+        living=count_leaves(alive),
+        scores=tuple(unit_scores),
+        alive=tuple(alive),
+        wakes=rule is not None,
+    )
+    contests = allocations.share_out(allocation, demand, field)
+    everything = isinstance(regrow, regrowth.Everything)
+    fraction = None
+    if regrow is not None and not everything:
+        fraction = as_share(_fraction(regrow, signals), "fraction")
+    redistribute = bool(getattr(regrow, "redistribute", False)) and not everything
+    wanted = [contest.keep for contest in contests]
+    counts = competition.exchanged(contests, field) if redistribute else wanted
 
     kept: list[Any] = [None] * len(alive)
-    wanted: list[Count] = []
     thresholds = []
-    for group in groups:
-        members = jnp.asarray(group, jnp.int32)
-        living = total(as_count(numbers[members]))
-        chosen = [unit_scores[place] for place in group]
-        where = [alive[place] for place in group]
-        if isinstance(demand, AtLeast):
-            limit = demand.value()
-            survivors = [
-                ok & ((value.astype(jnp.float32) >= limit) | (limit <= 0))
-                for value, ok in zip(chosen, where, strict=True)
-            ]
-            number = total(as_count(count_leaves(survivors)))
-            wanted.append(number)
-            thresholds.append(limit)
-            if regrow is not None and not isinstance(regrow, regrowth.Everything):
-                cut = number - part(as_share(regrow.fraction, "fraction"), number)
-                survivors = selection.top_mask(chosen, cut, where=survivors)
+    for turn, (contest, count) in enumerate(zip(contests, counts, strict=True)):
+        row_wise = structures[contest.members[0]]
+        if isinstance(row_wise, RowWise):
+            found = competition.cut_rows(row_wise, contest, field, fraction)
+        elif count is None:
+            found = competition.cut_below(contest, field, fraction)
         else:
-            keep = demand.keep(living, sum(sizes[place] for place in group))
-            cut = clip(keep, as_count(0), living)
-            if regrow is not None:
-                cut = cut - part(as_share(regrow.fraction, "fraction"), cut)
-            survivors, threshold = selection.select(chosen, cut, where=where)
-            wanted.append(keep)
-            thresholds.append(threshold.astype(jnp.float32))
-        for place, leaf in zip(group, survivors, strict=True):
+            found = competition.cut_to(contest, count, field, fraction)
+        survivors, number, threshold = found
+        wanted[turn] = number if number is not None else wanted[turn]
+        thresholds.append(threshold)
+        for place, leaf in zip(contest.members, survivors, strict=True):
             kept[place] = leaf
 
-    if isinstance(regrow, regrowth.Everything):
-        awake = [jnp.ones_like(leaf) for leaf in kept]
-    elif regrow is not None or may_grow:
-        rule = regrow if regrow is not None else regrowth.AtRandom()
-        order = scores.supply(rule.priority, params, {**signals, "mask": mask, "key": wake_key})
-        priority = jax.tree.leaves(structure.pool(order))
-        awake = _wake(priority, kept, groups, wanted)
-    else:
-        awake = kept
-    spread = [structure.spread(jax.tree.unflatten(treedef, units), mask) for units in (kept, awake)]
-    return Outcome(spread[0], spread[1], thresholds[0])
+    plain = type(structure) is Element
+    survivors = structure.spread(jax.tree.unflatten(treedef, kept), mask)
+    if not plain:
+        # What was dead within a unit that survives stays dead.
+        survivors = jax.tree.map(jnp.logical_and, survivors, mask)
+    if everything:
+        return Outcome(survivors, jax.tree.map(jnp.ones_like, survivors), thresholds[0])
+    if rule is None:
+        return Outcome(survivors, survivors, thresholds[0])
+    known_then = {**signals, "mask": mask, "kept": survivors, "key": wake_key}
+    priority = jax.tree.leaves(structure.pool(scores.supply(rule.priority, params, known_then)))
+    rooms = competition.rooms(contests, wanted, field, redistribute)
+    awake = competition.wake(priority, kept, rooms, field)
+    if plain:
+        return Outcome(survivors, jax.tree.unflatten(treedef, awake), thresholds[0])
+    born = [new & ~old for new, old in zip(awake, kept, strict=True)]
+    woken = structure.spread(jax.tree.unflatten(treedef, born), mask)
+    return Outcome(survivors, jax.tree.map(jnp.logical_or, survivors, woken), thresholds[0])
 
 
-def _wake(
-    priority: list[jax.Array],
-    kept: list[jax.Array],
-    groups: tuple[tuple[int, ...], ...],
-    wanted: list[Count],
-) -> list[jax.Array]:
-    awake = list(kept)
-    for group, number in zip(groups, wanted, strict=True):
-        survivors = [kept[place] for place in group]
-        room = number - total(as_count(count_leaves(survivors)))
-        dead = [~leaf for leaf in survivors]
-        woken = selection.top_mask([priority[place] for place in group], room, where=dead)
-        for place, leaf in zip(group, woken, strict=True):
-            awake[place] = kept[place] | leaf
-    return awake
+def check(
+    params: PyTree, *, structure: Structure, allocation: Allocation, target: Any = None
+) -> None:
+    """Refuses what can be known to fail before the first event.
+
+    Args:
+      params: the synapses (masked nodes elsewhere); shapes and dtypes suffice.
+      structure: what is cut as one.
+      allocation: which leaves share a count.
+      target: the largest sparsity that the schedule will ask for, where it is known.
+
+    Raises:
+      ValueError: the structure does not fit a leaf, a pattern matches none, the target would empty
+        a leaf whose count does not depend on scores, or it is 0 where the structure fixes the
+        density.
+
+    >>> from adaptivenet.pruning import Element, Uniform
+    >>> check({"w": jnp.ones((2, 3))}, structure=Element(), allocation=Uniform(), target=0.95)
+    Traceback (most recent call last):
+      ...
+    ValueError: a target of 0.95 leaves none of the 6 units of leaf 'w'; lower it, leave the leaf \
+out by select=, or give the allocation a floor.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), params)
+    pooled = jax.tree.leaves(jax.eval_shape(structure.pool, shapes))
+    leaves, structures = _leaves(params, structure, [leaf.shape for leaf in pooled])
+    told = target is not None and known(target)
+    goal = float(np.max(np.asarray(target))) if told else 0.5
+    for one, leaf in zip(structures, leaves, strict=True):
+        if isinstance(one, NofM) and one.n is not None and goal == 0:
+            raise ValueError(
+                f"leaf {leaf.path!r}: {one} fixes the density; the target only says when, and must "
+                "be above 0."
+            )
+
+    def contests(unit_scores: Any, alive: Any) -> list[Contest]:
+        living = jnp.asarray([leaf.units for leaf in leaves], jnp.uint32)
+        field = Field(leaves, living, tuple(unit_scores), tuple(alive))
+        return allocations.share_out(allocation, Sparsity(as_share(goal)), field)
+
+    if getattr(allocation, "by_score", False):
+        alive = [jax.ShapeDtypeStruct(leaf.shape, bool) for leaf in pooled]
+        jax.eval_shape(lambda *both: [c.keep for c in contests(*both)], pooled, alive)
+        return
+    if not told:
+        jax.eval_shape(lambda: [c.keep for c in contests((), ())])
+        return
+    with jax.ensure_compile_time_eval():
+        for contest in contests((), ()):
+            _check_alive(contest, leaves, structures, goal)
 
 
-def _check_shapes(unit_scores: list[Any], alive: list[Any], score: scores.Score) -> None:
-    got = [jnp.shape(leaf) for leaf in unit_scores]
-    expected = [jnp.shape(leaf) for leaf in alive]
+def _check_alive(
+    contest: Contest, leaves: Sequence[Leaf], structures: Sequence[Structure], goal: float
+) -> None:
+    size = sum(leaves[place].units for place in contest.members)
+    row_wise = any(isinstance(structures[place], RowWise) for place in contest.members)
+    told = all(map(known, jax.tree.leaves((contest.keep, contest.floors))))
+    if size == 0 or row_wise or contest.keep is None or not told:
+        return
+    if int(contest.keep) == 0 and not any(int(floor) for floor in contest.floors or ()):
+        names = ", ".join(repr(leaves[place].path) for place in contest.members[:12])
+        raise ValueError(
+            f"a target of {goal:g} leaves none of the {size} units of leaf {names}; lower it, "
+            "leave the leaf out by select=, or give the allocation a floor."
+        )
+
+
+def _leaves(
+    params: PyTree, structure: Structure, pooled: Sequence[tuple[int, ...]]
+) -> tuple[tuple[Leaf, ...], list[Structure]]:
+    """What allocations may know of the leaves, and the structure of each."""
+    arrays, names = jax.tree.leaves(params), trees.paths(params)
+    shapes = [tuple(leaf.shape) for leaf in arrays]
+    structures = of_leaves(structure, names, shapes)
+    leaves = []
+    for place, (one, name, array) in enumerate(zip(structures, names, arrays, strict=True)):
+        row_wise = isinstance(one, RowWise)
+        # Row-wise leaves compete with none; others with those of an equal structure.
+        kind = place if row_wise else structures.index(one)
+        units = math.prod(pooled[place])
+        leaves.append(Leaf(name, shapes[place], array.dtype, units, kind, row_wise))
+    return tuple(leaves), structures
+
+
+def _fraction(regrow: regrowth.Regrowth, signals: Mapping[str, Any]) -> Any:
+    fraction = regrow.fraction
+    if not callable(fraction):
+        return fraction
+    if "step" not in signals:
+        raise ValueError("the fraction of regrowth is a function of the step: give signals step=.")
+    return fraction(signals["step"])
+
+
+def _check_shapes(raw: list[Any], mask: list[Any], score: scores.Score) -> None:
+    got = [jnp.shape(leaf) for leaf in raw]
+    expected = [jnp.shape(leaf) for leaf in mask]
     if got != expected:
         name = getattr(score, "__name__", type(score).__name__)
         raise ValueError(

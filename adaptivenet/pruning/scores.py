@@ -25,7 +25,7 @@ __all__ = ["Score", "magnitude", "random", "required_signals", "supply"]
 
 _REMEDIES = {
     "posterior": "wrap the chain in an.with_posterior(estimator, ...)",
-    "grads": "wrap the chain in an.with_signals(...), or pass grads= to update or revise",
+    "grads": "wrap the chain in an.pruning.with_signals(...), or pass grads= to update or revise",
     "activations": "pass activations= (captured on the model's inputs) to update or revise",
 }
 

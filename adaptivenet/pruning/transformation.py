@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,39 +11,29 @@ import numpy as np
 import optax
 
 from adaptivenet import trees
-from adaptivenet.counts import Count, as_count, total
 from adaptivenet.pruning import event as events
 from adaptivenet.pruning import masks
 from adaptivenet.pruning.allocations import Allocation, Global
-from adaptivenet.pruning.record import Record, blank, count, count_leaves, narrow
+from adaptivenet.pruning.moments import reset_moments
+from adaptivenet.pruning.record import (
+    PruneState,
+    Record,
+    as_effective,
+    as_quantiles,
+    blank,
+    measure,
+    prune_states,
+    score_quantiles,
+)
 from adaptivenet.pruning.regrowth import Regrowth
 from adaptivenet.pruning.schedules import as_schedule, known
-from adaptivenet.pruning.scores import Score, magnitude
+from adaptivenet.pruning.scores import Score, magnitude, required_signals, supply
+from adaptivenet.pruning.signals import readings, signal_states, woken
 from adaptivenet.pruning.structures import Element, Structure
 
 PyTree = Any
 
 __all__ = ["PruneState", "Pruner", "mask", "prune", "record", "revise"]
-
-
-class PruneState(NamedTuple):
-    """State of :func:`prune`; found by name with ``optax.tree_utils.tree_get(state, "mask")``.
-
-    Attributes:
-      step: int32, completed updates.
-      mask: pytree of bool; masked nodes for leaves that are not synapses.
-      born: pytree of int32, the update at which a synapse last woke (``()`` without ``ages``).
-      schedule: state of a closed-loop schedule.
-      key: uint32, data of the random key.
-      record: what the last event did.
-    """
-
-    step: jax.Array
-    mask: PyTree
-    born: PyTree
-    schedule: Any
-    key: jax.Array
-    record: Record
 
 
 class Pruner(optax.GradientTransformationExtraArgs):
@@ -53,12 +43,14 @@ class Pruner(optax.GradientTransformationExtraArgs):
       init: as in optax.
       update: as in optax.
       event: ``(params, state, signals) -> (params, state)``, used by :func:`revise`.
+      needs: the signals that an event cannot do without.
 
     >>> isinstance(prune(0.5), optax.GradientTransformationExtraArgs)
     True
     """
 
     event: Any
+    needs: tuple[str, ...] = ()
 
 
 def prune(
@@ -72,6 +64,8 @@ def prune(
     every: Any = 1,
     seed: Any = 0,
     ages: bool = False,
+    quantiles: Sequence[float] = (),
+    effective: Sequence[str] | Callable[[PyTree], PyTree] | None = None,
 ) -> Pruner:
     """Prunes while it trains: put it at the end of an ``optax.chain``.
 
@@ -100,13 +94,20 @@ def prune(
       seed: integer, or a random key (possibly traced). It is folded with the parameters' bits, so
         that members of a population draw different numbers.
       ages: keep each synapse's age (4 bytes a synapse) and record the mean.
+      quantiles: record these quantiles of the scores of the living, before the cut.
+      effective: record the effective density: the paths of the layers' kernels
+        ``[inputs, outputs]`` from input to output, or a function that leaves on a mask only what
+        lies on a live path.
 
     Returns:
-      A transformation whose ``update`` takes further signals as keyword arguments.
+      A transformation whose ``update`` takes further signals as keyword arguments: whatever the
+      score, the rule and the schedule ask for by name. Of a signal shaped like the parameters they
+      see the leaves that are synapses.
 
     Raises:
-      ValueError: ``every`` is below 1; at ``init``: ``select`` matches nothing, a leaf holds nan;
-        at ``update``: no parameters, a missing signal, or parameters of another tree.
+      ValueError: ``every`` is below 1, a quantile is outside [0, 1]; at ``init``: ``select``
+        matches nothing, a leaf holds nan; at ``update``: no parameters, a missing signal, or
+        parameters of another tree.
       TypeError: the schedule is none, or a chosen leaf is not of a floating dtype.
 
     References:
@@ -124,6 +125,9 @@ def prune(
     """
     plan = as_schedule(schedule)
     _check_every(every)
+    ranks, live = as_quantiles(quantiles), as_effective(effective)
+    # Where nothing wakes, survivors and mask are one: a copy fewer leaves the branch of each step.
+    nothing_wakes = regrow is None and not plan.may_grow
 
     def init(params: PyTree) -> PruneState:
         if _is_lookahead(params):
@@ -138,20 +142,22 @@ def prune(
         return PruneState(
             step=jnp.zeros((), jnp.int32),
             mask=mask_,
+            survivors=() if nothing_wakes else masks.full_mask(params, select),
             born=jax.tree.map(lambda m: jnp.zeros_like(m, dtype=jnp.int32), mask_) if ages else (),
             schedule=plan.init(),
             key=_initial_key(seed, kept),
-            record=blank(mask_),
+            record=blank(mask_, ranks),
         )
 
-    def revise_(params: PyTree, state: PruneState, signals: Mapping[str, Any]) -> Any:
-        """An event; returns the survivors, which may be fewer than the new mask allows."""
+    def happen(params: PyTree, state: PruneState, signals: Mapping[str, Any]) -> PruneState:
         living = trees.map_synapses(
             lambda m, p: jnp.where(m, p, jnp.zeros_like(p)), state.mask, params
         )
         demand, schedule_state = plan.demand(state.step, state.schedule, signals)
         key = jax.random.wrap_key_data(state.key)
         key, now = jax.random.split(key)
+        signals = {name: _narrow(state.mask, value) for name, value in signals.items()}
+        signals["step"] = state.step
         outcome = events.cut_and_wake(
             living,
             state.mask,
@@ -162,30 +168,41 @@ def prune(
             regrow=regrow,
             may_grow=plan.may_grow,
             key=now,
-            signals={**signals, "step": state.step},
+            signals=signals,
         )
+        found = state.record.quantiles
+        if ranks:
+            # The scores of the event once more, with the key that it gives them: compiled, they are
+            # computed once.
+            values = supply(
+                score, living, {**signals, "mask": state.mask, "key": jax.random.split(now)[0]}
+            )
+            found = score_quantiles(values, state.mask, ranks)
         born = _born(state, outcome) if ages else ()
-        new = PruneState(
+        return PruneState(
             step=state.step,
             mask=outcome.mask,
+            survivors=() if nothing_wakes else outcome.kept,
             born=born,
             schedule=schedule_state,
             key=jax.random.key_data(key),
-            record=_record(params, state, outcome, demand.value(), born),
+            record=measure(
+                params,
+                state,
+                outcome.kept,
+                outcome.mask,
+                target=demand.value(),
+                threshold=outcome.threshold,
+                born=born,
+                quantiles=found,
+                effective=live,
+            ),
         )
-        return outcome.kept, new
-
-    # Where nothing wakes, survivors and mask are one: a copy fewer leaves the branch of each step.
-    nothing_wakes = regrow is None and not plan.may_grow
 
     # Defined here, with all they use as arguments, so that eager steps compile them only once.
-    def happen(params: PyTree, state: PruneState, signals: Mapping[str, Any]) -> Any:
-        kept, state = revise_(params, state, signals)
-        return () if nothing_wakes else kept, state
-
-    def rest(params: PyTree, state: PruneState, signals: Mapping[str, Any]) -> Any:
+    def rest(params: PyTree, state: PruneState, signals: Mapping[str, Any]) -> PruneState:
         del params, signals
-        return () if nothing_wakes else state.mask, state
+        return state
 
     def update(
         updates: PyTree, state: PruneState, params: PyTree | None = None, **signals: Any
@@ -207,19 +224,53 @@ def prune(
         def closed(params: PyTree, state: PruneState, arrays: Mapping[str, Any]) -> Any:
             return happen(params, state, {**arrays, **others})
 
-        branch = closed if others else happen
-        kept, state = jax.lax.cond(due, branch, rest, params, state, arrays)
-        if nothing_wakes:
-            kept = state.mask
+        state = jax.lax.cond(due, closed if others else happen, rest, params, state, arrays)
+        kept = state.mask
+        if not nothing_wakes:
+            # At an event the woken land on zero too; afterwards they learn.
+            kept = trees.map_synapses(lambda m, s: m & (s | ~due), state.mask, state.survivors)
         return masks.landing(updates, params, kept), state
 
     def event(params: PyTree, state: PruneState, signals: Mapping[str, Any]) -> Any:
-        kept, state = revise_(params, state, signals)
-        return masks.apply_mask(params, kept), state
+        state = happen(params, state, signals)
+        return masks.apply_mask(params, state.mask if nothing_wakes else state.survivors), state
 
     pruner = Pruner(init, update)  # pyright: ignore[reportArgumentType]
     pruner.event = event
+    wanted = required_signals(score) + (required_signals(regrow.priority) if regrow else ())
+    pruner.needs = tuple(name for name in wanted if name not in ("key", "mask", "step", "kept"))
     return pruner
+
+
+def _narrow(mask: PyTree, value: Any) -> Any:
+    """Of trees shaped like the parameters, anywhere in a signal, the leaves that are synapses.
+
+    Biases, norms and the like have no place in a score; a rule that maps over scores and gradients
+    together must not meet them in one and not in the other.
+    """
+    marks, treedef = jax.tree.flatten(mask, is_leaf=trees.is_masked)
+    if not any(map(trees.is_masked, marks)):
+        return value
+
+    def beside(node: Any) -> list[Any] | None:
+        try:
+            parts = treedef.flatten_up_to(node)
+        except ValueError:
+            return None
+        single = (
+            trees.is_masked(mark) or jax.tree_util.all_leaves([part]) or not jax.tree.leaves(part)
+            for mark, part in zip(marks, parts, strict=True)
+        )
+        return parts if all(single) else None
+
+    def cut(node: Any) -> Any:
+        parts = beside(node)
+        if parts is None:
+            return node
+        chosen = [m if trees.is_masked(m) else p for m, p in zip(marks, parts, strict=True)]
+        return jax.tree.unflatten(treedef, chosen)
+
+    return jax.tree.map(cut, value, is_leaf=lambda node: beside(node) is not None)
 
 
 def _split_signals(signals: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -264,50 +315,7 @@ def _born(state: PruneState, outcome: events.Outcome) -> PyTree:
     return trees.map_synapses(wake, state.mask, outcome.kept, outcome.mask, state.born)
 
 
-def _record(
-    params: PyTree, state: PruneState, outcome: events.Outcome, target: jax.Array, born: PyTree
-) -> Record:
-    size = trees.size(state.mask)
-    layers = count_leaves(outcome.kept)
-    kept = total(as_count(layers))
-    births = _count(trees.map_synapses(lambda new, old: new & ~old, outcome.mask, outcome.kept))
-    deaths = _count(trees.map_synapses(lambda old, new: old & ~new, state.mask, outcome.kept))
-    nonfinite = trees.map_synapses(lambda m, p: ~m & ~jnp.isfinite(p), outcome.kept, params)
-    age = state.record.age
-    if jax.tree.leaves(born):
-        alive = _count(outcome.mask).astype(jnp.float32)
-        ages = trees.map_synapses(
-            lambda m, b: jnp.sum(jnp.where(m, state.step - b, 0).astype(jnp.float32)),
-            outcome.mask,
-            born,
-        )
-        age = sum(jax.tree.leaves(ages)) / jnp.maximum(alive, 1.0)
-    return Record(
-        event=jnp.ones((), bool),
-        step=state.step,
-        target=target,
-        threshold=outcome.threshold,
-        alive=count(outcome.mask),
-        kept=narrow(kept, size),
-        births=narrow(births, size),
-        deaths=narrow(deaths, size),
-        density=kept.astype(jnp.float32) / jnp.float32(size),
-        turnover=(births.astype(jnp.float32) + deaths.astype(jnp.float32)) / jnp.float32(size),
-        age=age,
-        nonfinite=narrow(_count(nonfinite), size),
-        layers=layers,
-    )
-
-
-def _count(tree: PyTree) -> Count:
-    return total(as_count(count_leaves(tree)))
-
-
-def _states(opt_state: PyTree) -> list[PruneState]:
-    def is_state(node: Any) -> bool:
-        return isinstance(node, PruneState)
-
-    return [node for node in jax.tree.leaves(opt_state, is_leaf=is_state) if is_state(node)]
+_states = prune_states
 
 
 def _only_state(opt_state: PyTree) -> PruneState:
@@ -361,7 +369,12 @@ def record(opt_state: PyTree) -> Record:
 
 
 def revise(
-    pruner: Pruner, params: PyTree, opt_state: PyTree, **signals: Any
+    pruner: Pruner,
+    params: PyTree,
+    opt_state: PyTree,
+    *,
+    reset: bool | optax.GradientTransformation | None = None,
+    **signals: Any,
 ) -> tuple[PyTree, PyTree]:
     """An event out of the step: between scanned chunks, or for a vmapped population.
 
@@ -370,7 +383,12 @@ def revise(
         events are made this way).
       params: the parameters.
       opt_state: state of the chain that holds the pruner.
+      reset: whether to reset what the chain's state remembers of synapses that wake, as
+        :func:`adaptivenet.pruning.reset_moments` does: to zero if True, to what ``init`` gives if
+        this is the transformation that made ``opt_state``. By default True where the chain is
+        wrapped in ``with_signals(...)`` (unless with ``reset=False``), and else False.
       **signals: what the score, the rule and the schedule ask for, such as ``validation_loss=``.
+        Signals that ``with_signals(...)`` keeps in ``opt_state`` are found there, unless given.
 
     Returns:
       Parameters, exactly zero where cut, and the optimizer state with the new mask. (For an
@@ -379,7 +397,8 @@ def revise(
 
     Raises:
       TypeError: ``pruner`` is not what :func:`prune` returned.
-      ValueError: the state holds no pruning state, or more than one.
+      ValueError: the state holds no pruning state, or more than one; gradients are asked for, which
+        no state keeps.
 
     >>> pruner = prune(0.5, every=None)
     >>> tx = optax.chain(optax.sgd(0.1), pruner)
@@ -393,7 +412,13 @@ def revise(
             f"revise() takes what an.pruning.prune(...) returned, not {type(pruner).__name__}: "
             "keep the pruner in a variable and put it into the chain."
         )
-    params, state = pruner.event(params, _only_state(opt_state), signals)
+    state = _only_state(opt_state)
+    if "grads" in pruner.needs and "grads" not in signals:
+        raise ValueError(
+            "the score or the regrowth rule asks for the signal 'grads', and gradients are not "
+            "kept between steps: pass grads= to revise(...)."
+        )
+    params, state = pruner.event(params, state, {**readings(opt_state), **signals})
 
     def is_state(node: Any) -> bool:
         return isinstance(node, PruneState)
@@ -401,4 +426,10 @@ def revise(
     opt_state = jax.tree.map(
         lambda node: state if is_state(node) else node, opt_state, is_leaf=is_state
     )
+    if reset is None:
+        reset = any(found.resets for found in signal_states(opt_state))
+    if reset is not False and jax.tree.leaves(state.survivors):
+        fresh = None if reset is True else reset.init(params)
+        born = woken(state.mask, state.survivors)
+        opt_state = reset_moments(opt_state, params, born, fresh=fresh)
     return params, opt_state

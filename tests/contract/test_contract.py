@@ -62,6 +62,53 @@ def accumulating(sparsity):
     return steps.gradient_transformation()
 
 
+def rigl(sparsity):
+    """Dynamic sparse training: constant density by layer, woken by the gradient."""
+    rule = pruning.prune(
+        sparsity,
+        allocation=pruning.ErdosRenyiKernel(),
+        regrow=pruning.by_gradient(0.3),
+        every=2,
+    )
+    return pruning.with_signals(optax.chain(optax.adam(1e-2), rule))
+
+
+def mixed_signals(sparsity):
+    """A score of scores, on signals that estimators keep, and regrowth across layers."""
+    rule = pruning.prune(
+        pruning.cubic(sparsity, 0, 4),
+        score=pruning.mix([(pruning.fisher_tempered(), 1.0), (pruning.lamp(), 1.0)]),
+        regrow=pruning.by_momentum(0.2),
+        every=2,
+    )
+    return pruning.with_signals(
+        optax.chain(optax.sgd(0.1, momentum=0.9), rule),
+        fisher=pruning.signals.fisher(0.9),
+        momentum=pruning.signals.momentum(0.9),
+    )
+
+
+def constant_fan_in(sparsity):
+    rule = pruning.prune(
+        pruning.linear(sparsity, 0, 4),
+        structure=pruning.FanIn(),
+        allocation=pruning.Uniform(),
+        every=2,
+    )
+    return optax.chain(optax.rmsprop(1e-2), rule)
+
+
+def alternating(sparsity):
+    """AC/DC: dense phases in which all wake, and sparse ones."""
+    return optax.chain(optax.adam(1e-2), pruning.prune(pruning.ac_dc(sparsity, 2, 1, 5), every=2))
+
+
+def linked(sparsity):
+    """Wakes what completes paths of length three."""
+    rule = pruning.prune(sparsity, regrow=pruning.by_link_prediction(0.2), every=3)
+    return optax.chain(optax.sgd(0.1), rule)
+
+
 OTHERS = {
     make.__name__: make
     for make in (
@@ -71,6 +118,11 @@ OTHERS = {
         evolving,
         closed_loop,
         accumulating,
+        rigl,
+        mixed_signals,
+        constant_fan_in,
+        alternating,
+        linked,
     )
 }
 

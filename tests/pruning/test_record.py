@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from adaptivenet import pruning, trees
 from adaptivenet.counts import Count, as_count
-from adaptivenet.pruning.record import blank, narrow
+from adaptivenet.pruning.record import PruneState, blank, layered, narrow, score_quantiles
 
 PARAMS = {
     "a": jnp.array([[4.0, -3.0], [0.1, 2.0]]),
@@ -26,6 +30,7 @@ def test_before_any_event():
     state = pruning.prune(0.5).init(PARAMS)
     got = as_numbers(pruning.record(state))
     assert np.isnan(got.pop("age"))
+    assert np.isnan(got.pop("effective"))
     assert got == {
         "event": False,
         "step": 0,
@@ -39,6 +44,9 @@ def test_before_any_event():
         "turnover": 0.0,
         "nonfinite": 0,
         "layers": [4, 3],
+        "distance": 0.0,
+        "unit_deaths": [0, 0],
+        "quantiles": [],
     }
 
 
@@ -47,6 +55,7 @@ def test_an_event_by_hand():
     _, state = pruner.update(PARAMS, pruner.init(PARAMS), PARAMS)
     got = as_numbers(pruning.record(state))
     assert np.isnan(got.pop("age"))
+    assert np.isnan(got.pop("effective"))
     # round(7 / 2) = 4 are cut, so that 5, 4 and -3 are left.
     assert got == {
         "event": True,
@@ -61,6 +70,9 @@ def test_an_event_by_hand():
         "turnover": pytest.approx(4 / 7),
         "nonfinite": 0,
         "layers": [2, 1],
+        "distance": pytest.approx(4 / 7),
+        "unit_deaths": [0, 2],
+        "quantiles": [],
     }
     assert trees.paths(pruning.mask(state)) == ("a", "b/kernel")
 
@@ -189,3 +201,121 @@ def test_an_event_on_a_tree_beyond_int32_traces_with_exact_counts():
     for count in (row.alive, row.kept, row.births, row.deaths, row.nonfinite):
         assert isinstance(count, Count)
         assert count.limbs.shape == (4,)
+
+
+def events(pruner, params, steps, grads=jnp.zeros_like):
+    """Masks before and after, survivors and records of events that follow each other."""
+    state, rows = pruner.init(params), []
+    for _ in range(steps):
+        before = jax.tree.map(np.asarray, pruning.mask(state))
+        updates, state = pruner.update(jax.tree.map(grads, params), state, params)
+        params = optax.apply_updates(params, updates)
+        rows.append((before, jax.tree.map(np.asarray, pruning.mask(state)), state))
+    return rows
+
+
+def test_distance_and_unit_deaths_against_the_masks():
+    pruner = pruning.prune(
+        pruning.linear(0.8, 0, 4), regrow=pruning.at_random(0.5), score=pruning.random
+    )
+    params = {"a": jnp.ones((2, 6)), "b": {"deep": jnp.ones((2, 2, 5)), "bias": jnp.ones(5)}}
+    died = 0
+    for before, after, state in events(pruner, params, 6):
+        row, pairs = state.record, list(zip(*map(jax.tree.leaves, (before, after)), strict=True))
+        moved = sum(int((old != new).sum()) for old, new in pairs)
+        assert float(row.distance) == pytest.approx(moved / 32)
+        assert row.distance <= row.turnover
+        expected = []
+        for old, new in pairs:
+            units = range(old.shape[-1])
+            expected.append(sum(old[..., k].any() and not new[..., k].any() for k in units))
+        assert row.unit_deaths.tolist() == expected
+        died += sum(expected)
+        # Born and cut are counted apart; what was cut and woken at once did not move.
+        survivors = jax.tree.leaves(state.survivors)
+        again = [old & new & ~np.asarray(kept)
+                 for (old, new), kept in zip(pairs, survivors, strict=True)]  # fmt: skip
+        back = sum(int(leaf.sum()) for leaf in again)
+        assert int(row.births) + int(row.deaths) == moved + 2 * back
+    assert died > 0
+
+
+RANKS = (0.0, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1.0)
+found_quantiles = jax.jit(lambda scores, alive: score_quantiles(scores, alive, RANKS))
+
+
+@given(seed=st.integers(0, 999), share=st.floats(0, 1))
+def test_quantiles_against_sorting(seed, share):
+    rng = np.random.default_rng(seed)
+    scores = [rng.integers(0, 5, (2, 3)).astype(np.float32), rng.random((4,)).astype(np.float32)]
+    alive = [rng.random(leaf.shape) < share for leaf in scores]
+    living = np.sort(np.concatenate([s[m] for s, m in zip(scores, alive, strict=True)]))
+    got = found_quantiles(scores, alive)
+    assert got.dtype == jnp.float32
+    for value, found in zip(RANKS, got.tolist(), strict=True):
+        if not len(living):
+            assert np.isnan(found)
+            continue
+        rank = int(Fraction(value) * (len(living) - 1) + Fraction(1, 2))
+        assert found == living[rank]
+
+
+def test_quantiles_are_of_the_scores_of_the_event():
+    """Random scores, drawn once: half is cut, so the threshold lies right above the median."""
+    params = {"w": jnp.ones((5, 9)), "bias": jnp.ones(9)}
+    pruner = pruning.prune(0.5, score=pruning.random, quantiles=(0.0, 0.5, 1.0), every=2)
+    state = pruner.init(params)
+    assert np.isnan(state.record.quantiles).all()
+    step = jax.jit(pruner.update)
+    for number in range(1, 5):
+        _, state = step(params, state, params)
+        if number < 2:
+            assert np.isnan(state.record.quantiles).all()
+        low, middle, high = state.record.quantiles.tolist()
+        if number in (2, 3):
+            # 45 living, of which round(22.5) = 23 are cut: the median is the highest of those cut.
+            assert low < middle < float(state.record.threshold) < high
+            assert int(state.record.alive) == 22
+        elif number == 4:
+            assert float(state.record.threshold) == low  # nothing more to cut
+
+
+@pytest.mark.parametrize("layers", [("a", "b/kernel"), lambda mask: layered("a", "b/kernel")(mask)])
+def test_effective_density_by_hand(layers):
+    params = {
+        "a": jnp.array([[5.0, 4.0, 0.1], [0.2, 0.3, 0.4]]),
+        "b": {"kernel": jnp.array([[3.0], [0.05], [6.0]]), "bias": jnp.ones(1)},
+        "other": jnp.array([[7.0, 0.01]]),
+    }
+    pruner = pruning.prune(0.5, effective=layers)
+    state = pruner.init(params)
+    assert np.isnan(state.record.effective)
+    _, state = pruner.update(params, state, params)
+    # Of 11, round(5.5) = 6 are cut: 7, 6, 5, 4 and 3 live, and 0.4 does not. The second hidden
+    # unit feeds nothing, the third is fed by nothing: 5 and 3 are on a path, 7 is not asked about.
+    assert int(state.record.kept) == 5
+    assert float(state.record.effective) == pytest.approx(3 / 11)
+
+
+def test_survivors_and_woken_make_the_mask():
+    pruner = pruning.prune(0.5, regrow=pruning.at_random(0.5))
+    for _, after, state in events(pruner, {"w": jnp.arange(16.0).reshape(4, 4) + 1}, 3):
+        kept = np.asarray(state.survivors["w"])
+        assert kept.sum() == int(state.record.kept)
+        assert not np.any(kept & ~after["w"])
+        assert (after["w"] & ~kept).sum() == int(state.record.births)
+    assert pruning.prune(0.5).init(PARAMS).survivors == ()
+    assert isinstance(state, PruneState)
+
+
+def test_what_is_refused():
+    for bad in ((0.5, 1.5), (-0.1,), (float("nan"),)):
+        with pytest.raises(ValueError, match=r"quantiles must be in \[0, 1\], not"):
+            pruning.prune(0.5, quantiles=bad)
+    with pytest.raises(TypeError, match=r"effective= takes the paths of the layers.*not 'a'"):
+        pruning.prune(0.5, effective="a")
+    pruner = pruning.prune(0.5, effective=["a", "c/kernel"])
+    with pytest.raises(
+        ValueError, match=r"'c/kernel', which is no prunable leaf; these are: a, b/k"
+    ):
+        pruner.update(PARAMS, pruner.init(PARAMS), PARAMS)

@@ -11,6 +11,8 @@ import optax
 import pytest
 
 from adaptivenet import pruning
+from adaptivenet.pruning import regrowth
+from adaptivenet.pruning.regrowth import by_gradient, by_momentum, cosine_fraction, homeostatic
 
 ZERO = {"w": jnp.zeros((4, 5))}
 WEIGHTS = {"w": jnp.arange(1.0, 21.0).reshape(4, 5)}
@@ -166,3 +168,266 @@ def test_rules_are_plain_values():
     assert pruning.at_random(0.3) == pruning.AtRandom(0.3)
     scores = pruning.Everything().priority({"w": jnp.array([-2.0])}, key=None)
     assert scores["w"].tolist() == [2.0]
+
+
+# --- rules beyond SET ----------------------------------------------------------------------------
+
+TREE = {
+    "a": {"kernel": jnp.arange(1.0, 25.0).reshape(6, 4), "bias": jnp.ones(4)},
+    "b": {"kernel": jnp.arange(0.5, 12.5).reshape(4, 3), "bias": jnp.ones(3)},
+}
+
+
+def leaves_of(tree):
+    return [np.asarray(tree[layer]["kernel"]) for layer in ("a", "b")]
+
+
+class TestByGradient:
+    @pytest.mark.parametrize("allocation", [pruning.Global(), pruning.Uniform()])
+    def test_against_sorting(self, allocation):
+        """Several events in a net with biases, by a slow version on flat lists."""
+        pruner = pruning.prune(0.5, regrow=by_gradient(0.3), allocation=allocation)
+        params, state = TREE, pruner.init(TREE)
+        masks = [np.ones_like(leaf, bool) for leaf in leaves_of(TREE)]
+        rng = np.random.default_rng(0)
+        step = jax.jit(
+            lambda g, s, p: pruner.update(jax.tree.map(lambda x: x * 0.1, g), s, p, grads=g)
+        )
+        for _ in range(4):
+            grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+            groups = [[0, 1]] if isinstance(allocation, pruning.Global) else [[0], [1]]
+            values, slopes = leaves_of(params), leaves_of(grads)
+            for group in groups:
+                places = [(k, i) for k in group for i in np.ndindex(masks[k].shape)]
+                total = len(places) - int(0.5 * len(places))
+                living = [p for p in places if masks[p[0]][p[1]]]
+                living.sort(key=lambda p: -abs(values[p[0]][p[1]]))
+                kept = living[: total - int(0.3 * total + 0.5)]
+                dead = [p for p in places if p not in kept]
+                dead.sort(key=lambda p: -abs(slopes[p[0]][p[1]]))
+                for p in places:
+                    masks[p[0]][p[1]] = p in kept or p in dead[: total - len(kept)]
+            updates, state = step(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            for got, expected in zip(leaves_of(pruning.mask(state)), masks, strict=True):
+                np.testing.assert_array_equal(got, expected)
+
+    def test_missing_gradients_are_named(self):
+        pruner = pruning.prune(0.5, regrow=by_gradient())
+        with pytest.raises(
+            ValueError, match=r"signal 'grads', which nobody supplies: wrap the chain"
+        ):
+            pruner.update(TREE, pruner.init(TREE), TREE)
+
+    def test_bfloat16(self):
+        params = {"w": jnp.arange(8.0, dtype=jnp.bfloat16).reshape(2, 4)}
+        pruner = pruning.prune(0.5, regrow=by_gradient(0.5))
+        grads = {"w": jnp.zeros((2, 4), jnp.bfloat16).at[0, 1].set(-2.0).at[0, 3].set(1.0)}
+        _, state = pruner.update(grads, pruner.init(params), params, grads=grads)
+        assert np.flatnonzero(np.ravel(pruning.mask(state)["w"])).tolist() == [1, 3, 6, 7]
+
+
+class TestByMomentum:
+    def shares(self, weights, room, capacity):
+        """Seats one by one to the highest quotient: the method of Sainte-Lague."""
+        seats = [0] * len(weights)
+        for _ in range(room):
+            quotients = [
+                w / (2 * s + 1) if s < c else -1.0
+                for w, s, c in zip(weights, seats, capacity, strict=True)
+            ]
+            seats[int(np.argmax(quotients))] += 1
+        return seats
+
+    @pytest.mark.parametrize("scale", [1.0, 3.0, 100.0])
+    def test_leaves_receive_their_share_and_the_largest_momentum_wakes(self, scale):
+        rng = np.random.default_rng(1)
+        momentum = {
+            k: jnp.asarray(rng.normal(size=s) * f, jnp.float32)
+            for k, s, f in (("a", (6, 8), 1.0), ("b", (5, 4), scale), ("c", (3, 2), 0.5))
+        }
+        mask = {k: jnp.asarray(rng.random(v.shape) < 0.6) for k, v in momentum.items()}
+        kept = {k: v & jnp.asarray(rng.random(v.shape) < 0.6) for k, v in mask.items()}
+        rule = by_momentum(0.3)
+        order = rule.priority(momentum, momentum=momentum, mask=mask, kept=kept)
+        dead = {k: ~np.asarray(v) for k, v in kept.items()}
+        room = 20
+        woken = _top(order, dead, room)
+        means = [np.abs(momentum[k])[np.asarray(mask[k])].mean() for k in order]
+        capacity = [int(dead[k].sum()) for k in order]
+        expected = self.shares(means, room, capacity)
+        assert [int(woken[k].sum()) for k in order] == expected
+        assert sum(expected) == room
+        for k, number in zip(order, expected, strict=True):
+            size = np.where(dead[k], np.abs(momentum[k]), -1.0).ravel()
+            assert set(np.flatnonzero(woken[k])) == set(np.argsort(-size)[:number])
+
+    def test_without_redistribution_it_is_the_momentum(self):
+        rule = by_momentum(0.3, redistribute=False)
+        order = rule.priority(
+            TREE, momentum={"w": jnp.array([-2.0])}, mask={"w": jnp.ones(1, bool)}
+        )
+        assert order["w"].tolist() == [2.0]
+
+    def test_in_a_pruner(self):
+        pruner = pruning.prune(0.5, regrow=by_momentum(0.25), allocation=pruning.Uniform())
+        momentum = jax.tree.map(jnp.zeros_like, TREE)
+        momentum["b"]["kernel"] = jnp.ones((4, 3)).at[0, 0].set(9.0)
+        momentum["a"]["kernel"] = jnp.full((6, 4), 1e-3)
+        _, state = pruner.update(TREE, pruner.init(TREE), TREE, momentum=momentum)
+        record = pruning.record(state)
+        # 12 and 6 are kept, of which 3 and 2 (1.5, half up) give way: all five wake in the second.
+        assert int(record.alive) == 18
+        assert record.layers.tolist() == [9, 4]
+        assert [int(m.sum()) for m in leaves_of(pruning.mask(state))] == [9, 9]
+        assert bool(pruning.mask(state)["b"]["kernel"][0, 0])
+
+
+def _top(order, dead, room):
+    flat = [(-float(v), k, i) for k in order for i, v in np.ndenumerate(order[k]) if dead[k][i]]
+    chosen = {(k, i) for _, k, i in sorted(flat, key=lambda row: row[0])[:room]}
+    return {k: np.array([(k, i) in chosen for i in np.ndindex(order[k].shape)]) for k in order}
+
+
+class TestFractions:
+    def test_the_cosine(self):
+        fraction = cosine_fraction(0.3, 200)
+        steps = np.arange(0, 260, 10)
+        got = [float(fraction(step)) for step in steps]
+        expected = np.where(steps < 200, 0.15 * (1 + np.cos(np.pi * steps / 200)), 0.0)
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+        assert fraction(jnp.int32(200)).item() == 0.0
+        many = jax.vmap(lambda a, end: cosine_fraction(a, end)(100))
+        np.testing.assert_allclose(
+            many(jnp.array([0.2, 0.4]), jnp.array([200, 100])), [0.1, 0.0], atol=1e-7
+        )
+
+    def test_births_fall_along_it_to_none(self):
+        pruner = pruning.prune(0.5, regrow=pruning.at_random(cosine_fraction(0.8, 5)))
+        births = [int(record.births) for *_, record in run(pruner, WEIGHTS, 6)]
+        expected = [10 * 0.4 * (1 + np.cos(np.pi * step / 5)) for step in range(1, 6)]
+        assert births == [*(int(value + 0.5) for value in expected[:4]), 0, 0]
+
+    def test_a_fraction_of_zero_is_plain_pruning(self):
+        plain = run(pruning.prune(pruning.linear(0.6, 0, 3)), WEIGHTS, 4)
+        for rule in (by_gradient(0.0), pruning.at_random(0.0), homeostatic(0.0, fan_in=3)):
+            rows = run(
+                pruning.prune(pruning.linear(0.6, 0, 3), regrow=rule), WEIGHTS, 4, grads=ZERO
+            )
+            for (params, mask, record), (p, m, r) in zip(rows, plain, strict=True):
+                np.testing.assert_array_equal(params, p)
+                np.testing.assert_array_equal(mask, m)
+                assert int(record.births) == 0
+                assert int(record.kept) == int(r.kept)
+
+    @pytest.mark.parametrize("rule", [by_gradient, by_momentum, pruning.at_random])
+    def test_what_is_refused(self, rule):
+        with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\), not 1"):
+            rule(1)
+        with pytest.raises(ValueError, match=r"initial must be in \[0, 1\), not -0.1"):
+            cosine_fraction(-0.1, 10)
+        with pytest.raises(ValueError, match="end must be a step >= 1, not 0"):
+            cosine_fraction(0.1, 0)
+
+
+class TestHomeostatic:
+    MASK = np.array(
+        [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 0, 0]], dtype=bool
+    )
+
+    def wake(self, rule, room, seed=0, mask=None, **signals):
+        mask = self.MASK if mask is None else mask
+        order = rule.priority(
+            {"w": jnp.zeros(mask.shape)},
+            mask={"w": jnp.asarray(mask)},
+            kept={"w": jnp.asarray(mask)},
+            key=jax.random.key(seed),
+            **signals,
+        )
+        woken = _top(order, {"w": ~mask}, room)["w"].reshape(mask.shape)
+        return mask | woken
+
+    def test_fan_in_is_filled_lowest_first(self):
+        """Living inputs 5, 3, 0, 1: the poorest receive first, and none beyond what it lacks."""
+        for room, expected in ((1, [5, 3, 1, 1]), (3, [5, 3, 2, 2]), (5, [5, 3, 3, 3])):
+            got = self.wake(homeostatic(0.1, fan_in=3), room)
+            assert got.sum(axis=0).tolist() == expected
+        got = self.wake(homeostatic(0.1, fan_in=3), 8)
+        assert got.sum(axis=0).min() >= 3
+        assert got.sum() == self.MASK.sum() + 8
+
+    def test_fan_out_likewise(self):
+        """Living outputs 2, 1, 3, 1, 2."""
+        got = self.wake(homeostatic(0.1, fan_out=3), 4)
+        assert sorted(got.sum(axis=1).tolist()) == [2, 2, 3, 3, 3]
+        got = self.wake(homeostatic(0.1, fan_out=3), 6)
+        assert got.sum(axis=1).tolist() == [3, 3, 3, 3, 3]
+
+    def test_ties_are_broken_at_random(self):
+        """One input for the output that has none: each of five equally often."""
+        rows = [
+            int(np.flatnonzero(self.wake(homeostatic(0.1, fan_in=1), 1, seed)[:, 2])[0])
+            for seed in range(100)
+        ]
+        assert np.bincount(rows, minlength=5).min() >= 8
+
+    def test_towards_the_mean(self):
+        got = self.wake(homeostatic(0.1, fan_in="mean"), 3)  # 9 / 4 on average
+        assert got.sum(axis=0).tolist() == [5, 3, 2, 2]
+
+    def test_activity_shares_in_proportion_to_what_is_lacking(self):
+        mask = np.zeros((20, 3), bool)
+        rule = homeostatic(0.1, activity=0.5)
+        activity = {"w": jnp.array([0.1, 0.3, 0.9])}
+        got = self.wake(rule, 9, mask=mask, activity=activity)
+        assert got.sum(axis=0).tolist() == [6, 3, 0]
+        with pytest.raises(
+            ValueError, match=r"asks for the signal 'activity', which nobody supplies"
+        ):
+            self.wake(rule, 1)
+        with pytest.raises(
+            ValueError, match=r"activity= has a leaf of shape \(2,\).*one number an o"
+        ):
+            self.wake(rule, 1, activity={"w": jnp.ones(2)})
+
+    def test_in_a_pruner_with_biases(self):
+        """The fan-in of every output ends within one of the mean."""
+        pruner = pruning.prune(
+            0.5, regrow=homeostatic(0.5, fan_in="mean"), allocation=pruning.Uniform()
+        )
+        params, state = TREE, pruner.init(TREE)
+        step = jax.jit(pruner.update)
+        for _ in range(4):
+            updates, state = step(jax.tree.map(jnp.zeros_like, params), state, params)
+            params = optax.apply_updates(params, updates)
+        for mask, mean in zip(leaves_of(pruning.mask(state)), (3, 2), strict=True):
+            assert np.abs(mask.sum(axis=0) - mean).max() <= 1
+        activity = {"a": {"kernel": jnp.ones(4), "bias": jnp.ones(1)},
+                    "b": {"kernel": jnp.zeros(3), "bias": jnp.ones(1)}}  # fmt: skip
+        pruner = pruning.prune(0.5, regrow=homeostatic(0.5, activity=0.5))
+        _, state = pruner.update(TREE, pruner.init(TREE), TREE, activity=activity)
+        survivors = [int(leaf.sum()) for leaf in leaves_of(state.survivors)]
+        assert survivors == [9, 0]
+        assert [int(m.sum()) for m in leaves_of(pruning.mask(state))] == [9, 9]
+
+    def test_a_convolution(self):
+        mask = np.zeros((2, 2, 3, 4), bool)
+        mask[..., 0] = True
+        got = self.wake(homeostatic(0.1, fan_in=2), 6, mask=mask)
+        assert got.sum(axis=(0, 1, 2)).tolist() == [12, 2, 2, 2]
+
+    def test_what_is_refused(self):
+        with pytest.raises(ValueError, match=r"needs a target: fan_in=, fan_out= or activity="):
+            homeostatic(0.3)
+        for bad in ({"fan_in": 0}, {"fan_out": -1.0}, {"activity": "mean"}, {"fan_in": "most"}):
+            with pytest.raises(ValueError, match="must be positive, not"):
+                homeostatic(0.3, **bad)
+        with pytest.raises(ValueError, match="fraction must be"):
+            homeostatic(2.0, fan_in=3)
+
+
+def test_all_rules_are_plain_values():
+    assert by_gradient(0.3) == regrowth.ByGradient(0.3)
+    assert by_momentum(0.3) == regrowth.ByMomentum(0.3)
+    assert homeostatic(0.3, fan_in=2) == regrowth.Homeostatic(0.3, 2)
+    assert cosine_fraction(0.3, 10) == cosine_fraction(0.3, 10)

@@ -72,7 +72,7 @@ def test_supply_gives_what_is_accepted_and_no_more():
     ("signal", "remedy"),
     [
         ("posterior", r"wrap the chain in an\.with_posterior\(estimator, \.\.\.\)"),
-        ("grads", r"wrap the chain in an\.with_signals\(\.\.\.\), or pass grads="),
+        ("grads", r"wrap the chain in an\.pruning\.with_signals\(\.\.\.\), or pass grads="),
         ("activations", r"pass activations= \(captured on the model's inputs\)"),
         ("importance", r"pass importance= to tx\.update\(\.\.\.\) or revise"),
     ],
@@ -86,6 +86,8 @@ def test_a_missing_signal_says_what_to_add(signal, remedy):
     message = rf"wanting\(\) asks for the signal '{signal}', which nobody supplies: {remedy}"
     with pytest.raises(ValueError, match=message):
         pruner.update(params, state, params)
+    if signal == "grads":
+        message = "gradients are not kept between steps: pass grads= to revise"
     with pytest.raises(ValueError, match=message):
         pruning.revise(pruner, params, state)
 
