@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Callable
@@ -82,6 +83,24 @@ def data_folder() -> Path:
     if not path.is_dir():
         pytest.fail(f"ADAPTIVENET_DATA={folder} is not a folder")
     return path
+
+
+# A process may hold 65,530 memory maps (Linux's default vm.max_map_count); every compiled program
+# takes about ten and JAX keeps them all, so a worker that runs a thousand tests dies without this.
+_MAPS_KEPT = 20_000
+_tests_run = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _few_memory_maps():
+    yield
+    if next(_tests_run) % 20 == 0 and _memory_maps() > _MAPS_KEPT:
+        jax.clear_caches()
+
+
+def _memory_maps() -> int:
+    maps = Path("/proc/self/maps")  # Linux; elsewhere there is no such limit
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
 @pytest.fixture(scope="module", autouse=True)

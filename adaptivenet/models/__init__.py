@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from adaptivenet.models.functional import functional
+from adaptivenet.models.lenet import LENET_300_100, LeNet5, lenet5, lenet5_init
 from adaptivenet.models.mlp import MLP, mlp, mlp_init
 
-__all__ = ["MLP", "functional", "mlp", "mlp_init"]
+__all__ = [
+    "LENET_300_100",
+    "MLP",
+    "LeNet5",
+    "functional",
+    "lenet5",
+    "lenet5_init",
+    "mlp",
+    "mlp_init",
+]
