@@ -42,6 +42,7 @@ __all__ = [
     "Judgement",
     "Outcome",
     "ResultsError",
+    "Table",
     "join",
     "judge",
     "load",
@@ -81,11 +82,20 @@ class Config:
     """also write the results file here (not part of the hash)"""
 
 
+class Table(NamedTuple):
+    """A table to print: a title, the headings, and rows of cells."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
 class Judgement(NamedTuple):
-    """Verdicts, and what may be said of emergence (empty where the study does not ask)."""
+    """Verdicts, what may be said of emergence (empty where the study does not ask), and tables."""
 
     verdicts: list[verdict.Verdict]
     emergence: str = ""
+    tables: tuple[Table, ...] = ()
 
 
 def judge(config: Any, outcome: Outcome) -> Judgement:
@@ -289,6 +299,8 @@ def _print_verdicts(config: Any, data: Any, judged: Judgement) -> None:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
 
+    for table in judged.tables:
+        print_table(*table)
     claims = verdict.hypotheses(config.claims)
     print_table(
         f"{data.name}: {len(config.seeds)} seeds, mean over seeds [{1 - config.claims.alpha:.0%} "

@@ -106,8 +106,8 @@ def _memory_maps() -> int:
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(request):
     """Optimizing many small programs that run once would take most of the time of these tests."""
-    quick = {"contract", "properties", "pruning"} & {request.path.parent.name}
-    if not quick and request.path.name != "test_testing.py":
+    quick = {"contract", "properties", "pruning", "test_testing.py", "test_frontier.py"}
+    if not quick & {request.path.parent.name, request.path.name}:
         yield
         return
     before = jax.config.read("jax_disable_most_optimizations")

@@ -278,7 +278,7 @@ def test_make_has_the_promised_targets():
     assert not [name for name in promised if not re.search(rf"^{name}:", text, re.MULTILINE)]
 
 
-@pytest.mark.parametrize("script", [".ci/run", ".ci/install"])
+@pytest.mark.parametrize("script", [".ci/run", ".ci/install", ".ci/smoke"])
 def test_scripts_parse_and_may_be_executed(script):
     path = ROOT / script
     assert os.access(path, os.X_OK)
