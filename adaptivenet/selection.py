@@ -31,6 +31,7 @@ Method = Literal["auto", "histogram", "bisection"]
 
 __all__ = ["Selection", "kth_largest", "select", "top_mask"]
 
+_FEW = 16_384  # up to here bisection takes no longer on a CPU, and compiles in two thirds
 _DIGIT = 11  # bits a histogram pass decides: 2,048 bins stay in the first-level cache
 
 
@@ -58,7 +59,7 @@ def top_mask(
         is then clipped), or a :class:`adaptivenet.counts.Count`.
       where: pytree of bool like ``scores``; positions that are False rank below all others.
       method: "histogram" (fast on CPU), "bisection" (elementwise work and sums only), or "auto":
-        the first on CPU, the second elsewhere.
+        the first for many scores on a CPU, the second elsewhere.
 
     Returns:
       Pytree of bool, shaped like ``scores``.
@@ -167,7 +168,8 @@ def _use_histogram(method: Method, keys: list[jax.Array]) -> bool:
     if method not in ("auto", "histogram", "bisection"):
         raise ValueError(f"method={method!r}; choose 'auto', 'histogram' or 'bisection'.")
     if method == "auto":
-        return jax.default_backend() == "cpu" and not any(map(_explicitly_sharded, keys))
+        many = sum(key.size for key in keys) > _FEW
+        return many and jax.default_backend() == "cpu" and not any(map(_explicitly_sharded, keys))
     return method == "histogram"
 
 

@@ -363,5 +363,5 @@ def kernels(params: PyTree) -> list[jax.Array]:
 
 def density(params: PyTree) -> jax.Array:
     """Share of the weights that are not zero."""
-    alive = sum(jnp.sum((k != 0).astype(jnp.float32)) for k in kernels(params))
-    return alive / float(sum(k.size for k in kernels(params)))
+    alive = jnp.stack([jnp.sum(k != 0, dtype=jnp.float32) for k in kernels(params)])
+    return jnp.sum(alive) / float(sum(k.size for k in kernels(params)))

@@ -81,7 +81,7 @@ class Measures:
 
 def norm(params: PyTree) -> jax.Array:
     """Euclidean norm of all weights."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(k)) for k in kernels(params)))
+    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(k)) for k in kernels(params)])))
 
 
 def effective_density(subject: Subject, shape: tuple[int, ...], params: PyTree) -> jax.Array:
@@ -108,11 +108,11 @@ def effective_density(subject: Subject, shape: tuple[int, ...], params: PyTree) 
     }
     flow = jax.grad(lambda p: jnp.sum(subject.apply(p, jnp.ones(shape))))(living)
     carried = [k * f > 0 for k, f in zip(kernels(living), kernels(flow), strict=True)]
-    total = sum(jnp.sum(c.astype(jnp.float32)) for c in carried)
-    return total / float(sum(c.size for c in carried))
+    total = jnp.stack([jnp.sum(c, dtype=jnp.float32) for c in carried])
+    return jnp.sum(total) / float(sum(c.size for c in carried))
 
 
-def measured(m: Metrics, what: str, name: str, rule: str, sparsity: float) -> np.ndarray | None:
+def measured(m: Metrics, what: str, name: str, rule: str, sparsity: float) -> Any:
     """One number a seed, or None where it was not measured."""
     return m.get(f"{what}/{name}/{rule}/{sparsity:g}")
 
@@ -127,7 +127,7 @@ def gain(m: Metrics, name: str, rule: str, over: str, sparsities: Any) -> np.nda
     pairs = [[measured(m, "accuracy", name, r, s) for s in sparsities] for r in (rule, over)]
     if any(values is None for row in pairs for values in row):
         return None
-    left, right = (np.mean(np.stack(row), axis=0) for row in pairs)  # pyright: ignore
+    left, right = (np.mean(np.stack(row), axis=0) for row in pairs)
     return left - right
 
 
@@ -188,7 +188,7 @@ def _targets(setting: Any, m: Metrics, name: str) -> Table:
     best, rows = setting.rules[-1], []
     for sparsity, target in zip(setting.sparsities, setting.targets, strict=True):
         values = measured(m, "accuracy", name, best, sparsity)
-        short = 100 * (target - float(np.mean(values)))  # pyright: ignore
+        short = 100 * (target - float(np.mean(values)))
         word = "reached" if short <= 0 else f"missed by {short:.2f}"
         rows.append([f"{sparsity:g}", f"{100 * target:.2f}", _percent(values), word])
     title = f"{TITLES[name]}: targets, and what {best} reaches"
@@ -202,8 +202,8 @@ def _beside(setting: Any, m: Metrics, name: str) -> Table:
         values, direct, effective = (
             measured(m, what, name, best, sparsity) for what in ("accuracy", "density", "effective")
         )
-        ratios = [f"{1 / float(np.mean(d)):.0f}" for d in (direct, effective)]  # pyright: ignore
-        error = _percent(1 - values)  # pyright: ignore
+        ratios = [f"{1 / float(np.mean(d)):.0f}" for d in (direct, effective)]
+        error = _percent(1 - values)
         rows.append([f"ours, {best}", error, *ratios])
     title = f"{TITLES[name]} on MNIST: error, and weights of the dense network over weights kept"
     return Table(title, ["method", "error %", "direct", "effective"], rows)

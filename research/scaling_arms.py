@@ -70,7 +70,7 @@ def chain(config: Config, width: int, key: jax.Array, task: Any) -> tuple[Any, A
     def one(mask: Any, _: None) -> tuple[Any, tuple[jax.Array, jax.Array]]:
         end = train(an.pruning.lottery.rewind(params, early, mask), mask, of_batches, config.steps)
         alive, every = (
-            sum(jnp.sum(m, dtype=jnp.int32) for m in jax.tree.leaves(tree))
+            jnp.sum(jnp.stack([jnp.sum(m, dtype=jnp.int32) for m in jax.tree.leaves(tree)]))
             for tree in (mask, whole)
         )
         found = 1 - rounds.accuracy(end, task), alive / every

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,25 @@ import pytest
 # Promotion must be explicit and nothing may rely on 64-bit types.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_enable_x64", False)
+
+
+def _compiled_programs() -> Path:
+    """A folder for compiled programs, which most of the time of these tests goes into.
+
+    One for each kind of processor, as programs are compiled for the one at hand; JAX itself tells
+    its versions and options apart.
+    """
+    information = Path("/proc/cpuinfo")
+    flags = information.read_text().partition("\nflags")[2].partition("\n")[0]
+    kind = hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:12]
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "adaptivenet" / f"tests-{kind}"
+
+
+if sys.platform == "linux" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(_compiled_programs()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def _with_standard_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +108,7 @@ def data_folder() -> Path:
 
 # A process may hold 65,530 memory maps (Linux's default vm.max_map_count); every compiled program
 # takes about ten and JAX keeps them all, so a worker that runs a thousand tests dies without this.
-_MAPS_KEPT = 20_000
+_MAPS_KEPT = 40_000
 _tests_run = itertools.count(1)
 
 

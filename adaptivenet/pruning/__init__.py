@@ -2,7 +2,7 @@
 
 from adaptivenet.pruning import layerwise, lottery, reparametrise, signals
 from adaptivenet.pruning.activations import input_grams, input_norms, wanda
-from adaptivenet.pruning.allocations import Allocation, Global, PerPath, Uniform
+from adaptivenet.pruning.allocations import Allocation, Fixed, Global, PerPath, Uniform
 from adaptivenet.pruning.budgets import Budget
 from adaptivenet.pruning.combinators import lamp, mix, normalise, product
 from adaptivenet.pruning.controller import AutoState, auto
@@ -72,6 +72,7 @@ __all__ = [
     "ErdosRenyiKernel",
     "Everything",
     "FanIn",
+    "Fixed",
     "Global",
     "Homeostatic",
     "NofM",

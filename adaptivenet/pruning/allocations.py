@@ -3,7 +3,8 @@
 An allocation splits the leaves into groups, within each of which units compete; a demand then
 gives every group its exact integer count. An allocation of one's own needs ``groups`` only. One
 that sets the counts itself has ``share_out(demand, field) -> list[Contest]`` as well, as
-`ErdosRenyiKernel`, `Budget` and `PerPath` do.
+`ErdosRenyiKernel`, `Budget` and `PerPath` do (and ``by_score = True`` if it reads the scores, which
+are not there yet when ``init`` checks the target).
 """
 
 from __future__ import annotations
@@ -311,15 +312,16 @@ def share_out(allocation: Allocation, demand: Demand, field: Field) -> list[Cont
     floors = getattr(allocation, "floors", lambda sizes: None)(sizes)
     contests = []
     for group in allocation.groups(sizes):
-        for members in _by_kind(group, field):
+        for members in by_kind(group, field.leaves):
             contests.append(_contest(members, demand, field, floors))
     return contests
 
 
-def _by_kind(group: tuple[int, ...], field: Field) -> list[tuple[int, ...]]:
+def by_kind(group: tuple[int, ...], leaves: Sequence[Leaf]) -> list[tuple[int, ...]]:
+    """The leaves of a group, apart where their structures are unlike."""
     kinds: dict[int, list[int]] = {}
     for place in group:
-        kinds.setdefault(field.leaves[place].kind, []).append(place)
+        kinds.setdefault(leaves[place].kind, []).append(place)
     return [tuple(members) for members in kinds.values()]
 
 

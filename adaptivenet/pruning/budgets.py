@@ -108,6 +108,22 @@ class Budget:
                 found.append(1)
         return found
 
+    def of_units(self, leaves: Sequence[Leaf]) -> list[int]:
+        """The cost of a unit of each leaf: of all its synapses.
+
+        Raises:
+          ValueError: as :meth:`of_leaves`, or a leaf's structure keeps the same number a row.
+        """
+        for leaf in leaves:
+            if leaf.row_wise:
+                raise ValueError(
+                    f"Budget chooses unit by unit, which leaf {leaf.path!r} cannot follow, as all "
+                    "its rows keep the same number; use Uniform() or ErdosRenyiKernel(), or give "
+                    "the leaf a rule of its own by PerPath(..., default=Budget(...))."
+                )
+        pairs = zip(self.of_leaves(leaves), leaves, strict=True)
+        return [cost * math.prod(leaf.shape) // max(leaf.units, 1) for cost, leaf in pairs]
+
     def share_out(self, demand: Demand, field: Field) -> list[Contest]:
         """The contests: one a leaf, of as many units as the budget buys there."""
         leaves = field.leaves
@@ -118,17 +134,7 @@ class Budget:
                 "Budget shares out a cost, which a threshold does not ask for; use Global(), or a "
                 "schedule of sparsities such as cubic()."
             )
-        for leaf in leaves:
-            if leaf.row_wise:
-                raise ValueError(
-                    f"Budget chooses unit by unit, which leaf {leaf.path!r} cannot follow, as all "
-                    "its rows keep the same number; use Uniform() or ErdosRenyiKernel(), or give "
-                    "the leaf a rule of its own by PerPath(..., default=Budget(...))."
-                )
-        costs = [
-            cost * math.prod(leaf.shape) // max(leaf.units, 1)
-            for cost, leaf in zip(self.of_leaves(leaves), leaves, strict=True)
-        ]
+        costs = self.of_units(leaves)
         whole = sum(cost * leaf.units for cost, leaf in zip(costs, leaves, strict=True))
         if whole >= 2**63:
             raise ValueError(f"Budget: a total cost of {whole} is too large; count in thousands.")

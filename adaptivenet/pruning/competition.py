@@ -39,7 +39,7 @@ def cut_to(contest: Contest, keep: Count, field: Field, fraction: Share | None) 
         living = total(as_count(field.living[jnp.asarray(contest.members, jnp.int32)]))
     number = clip(keep, as_count(0), living)
     if fraction is not None:
-        number = number - part(fraction, number)
+        number = number - _giving_way(fraction, number, chosen)
     survivors, threshold = _select(chosen, number, where, contest.floors)
     return survivors, None, threshold.astype(jnp.float32)
 
@@ -57,7 +57,7 @@ def cut_below(contest: Contest, field: Field, fraction: Share | None) -> Found:
         survivors = [a | b for a, b in zip(survivors, forced, strict=True)]
     number = total(as_count(count_leaves(survivors)))
     if fraction is not None:
-        rest = number - part(fraction, number)
+        rest = number - _giving_way(fraction, number, chosen)
         survivors, _ = _select(chosen, rest, survivors, contest.floors)
     return survivors, number, limit
 
@@ -73,7 +73,7 @@ def cut_rows(structure: RowWise, contest: Contest, field: Field, fraction: Share
     survivors = [top_rows(scores, k, alive)]
     if fraction is not None:
         number = total(as_count(count_leaves(survivors)))
-        rest = number - part(fraction, number)
+        rest = number - _giving_way(fraction, number, [scores])
         survivors = selection.top_mask([scores], rest, where=survivors)
     worth = jnp.where(survivors[0], jnp.abs(scores.astype(jnp.float32)), jnp.inf)
     return survivors, k, jnp.min(worth, initial=jnp.inf)
@@ -177,6 +177,12 @@ def wake(
 def _members(contest: Contest, field: Field) -> tuple[list[Any], list[Any]]:
     chosen = [field.scores[place] for place in contest.members]
     return chosen, [field.alive[place] for place in contest.members]
+
+
+def _giving_way(fraction: Share, number: Count, chosen: Sequence[jax.Array]) -> Count:
+    """How many of the kept give way: never more than there are others to wake instead."""
+    others = as_count(sum(leaf.size for leaf in chosen)) - number
+    return clip(part(fraction, number), as_count(0), others)
 
 
 def _asked(contest: Contest, field: Field) -> Count:

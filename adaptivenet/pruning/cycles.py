@@ -23,6 +23,7 @@ from adaptivenet.pruning.schedules import (
     check_sparsity,
     check_window,
     known,
+    largest,
     polynomial,
 )
 
@@ -95,6 +96,9 @@ class _Cyclic(_Exact):
     end: Number | None
     shape: Shape
     may_grow: bool
+
+    def peak(self) -> Number | None:
+        return largest(self.high)
 
     def _place(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Updates since the last low, and updates from low to high."""
@@ -187,6 +191,9 @@ class _AcDc(_Exact):
     end: Number
     may_grow: bool = True
 
+    def peak(self) -> Number | None:
+        return largest(self.sparsity)
+
     def _sparse(self, step: jax.Array) -> jax.Array:
         since = step - _whole(self.start)
         compressed = (since >= 0) & ((since // _whole(self.phase)) % 2 == 0)
@@ -257,6 +264,15 @@ class _Sawtooth(_Exact):
     start: Number
     end: Number
     may_grow: bool
+
+    def peak(self) -> Number | None:
+        numbers = (self.overshoot, self.period, self.start, self.end)
+        top = self.base.peak()
+        if top is None or not all(map(known, numbers)) or np.any(self.end <= self.start):
+            return top
+        with jax.ensure_compile_time_eval():
+            last = self.start + (self.end - 1 - self.start) // self.period * self.period
+            return largest(top, self._between(jnp.asarray(last, jnp.int32)))
 
     def _between(self, step: jax.Array) -> jax.Array:
         period = _whole(self.period)
@@ -332,6 +348,9 @@ class _Rates(_Exact):
     end: Number
     rate: Rate
     may_grow: bool = False
+
+    def peak(self) -> Number | None:
+        return largest(self.final)
 
     def _between(self, step: jax.Array) -> jax.Array:
         start = _real(self.start)

@@ -48,6 +48,37 @@ class ErdosRenyiKernel:
         """Every leaf by itself."""
         return singles(sizes)
 
+    def of_leaves(self, leaves: Sequence[Leaf], wanted: int) -> list[int]:
+        """How many units of each leaf make up a total, where all are alive.
+
+        Args:
+          leaves: the prunable leaves.
+          wanted: the total, at most the units of all leaves.
+
+        Returns:
+          One integer a leaf; they add up to ``wanted``.
+
+        >>> leaves = (Leaf("a", (8, 8), jnp.float32, 64), Leaf("b", (2, 6), jnp.float32, 12))
+        >>> ErdosRenyiKernel().of_leaves(leaves, 19)
+        [13, 6]
+        """
+        weights = [_weight(leaf) for leaf in leaves]
+        quotas = [Fraction(0)] * len(leaves)
+        rest = {place for place, weight in enumerate(weights) if weight}
+        left = Fraction(wanted)
+        while rest:
+            scale = left / sum(weights[place] * leaves[place].units for place in rest)
+            dense = {place for place in rest if scale * weights[place] > 1}
+            for place in dense or rest:
+                quotas[place] = leaves[place].units * min(scale * weights[place], Fraction(1))
+            left -= sum(leaves[place].units for place in dense)
+            rest = rest - dense if dense else set()
+        numbers = [int(quota) for quota in quotas]
+        order = sorted(range(len(leaves)), key=lambda place: numbers[place] - quotas[place])
+        for place in order[: wanted - sum(numbers)]:
+            numbers[place] += 1
+        return numbers
+
     def share_out(self, demand: Demand, field: Field) -> list[Contest]:
         """The contests: one a leaf."""
         if isinstance(demand, AtLeast) or not field.leaves:

@@ -12,9 +12,9 @@ import numpy as np
 
 from adaptivenet import trees
 from adaptivenet.counts import as_share
-from adaptivenet.pruning import allocations, competition, regrowth, scores
-from adaptivenet.pruning.allocations import Allocation, Contest, Field, Leaf
-from adaptivenet.pruning.demands import Demand, Sparsity
+from adaptivenet.pruning import allocations, competition, feasible, regrowth, scores
+from adaptivenet.pruning.allocations import Allocation, Field, Leaf
+from adaptivenet.pruning.demands import Demand
 from adaptivenet.pruning.record import count_leaves
 from adaptivenet.pruning.rowwise import NofM, RowWise, check_demand
 from adaptivenet.pruning.schedules import known
@@ -159,8 +159,8 @@ def check(
 
     Raises:
       ValueError: the structure does not fit a leaf, a pattern matches none, the target would empty
-        a leaf whose count does not depend on scores, or it is 0 where the structure fixes the
-        density.
+        a leaf (see :func:`adaptivenet.pruning.feasible.check_target`), or it is 0 where the
+        structure fixes the density.
 
     >>> from adaptivenet.pruning import Element, Uniform
     >>> check({"w": jnp.ones((2, 3))}, structure=Element(), allocation=Uniform(), target=0.95)
@@ -172,46 +172,14 @@ out by select=, or give the allocation a floor.
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), params)
     pooled = jax.tree.leaves(jax.eval_shape(structure.pool, shapes))
     leaves, structures = _leaves(params, structure, [leaf.shape for leaf in pooled])
-    told = target is not None and known(target)
-    goal = float(np.max(np.asarray(target))) if told else 0.5
+    none = target is not None and known(target) and not np.any(np.asarray(target))
     for one, leaf in zip(structures, leaves, strict=True):
-        if isinstance(one, NofM) and one.n is not None and goal == 0:
+        if isinstance(one, NofM) and one.n is not None and none:
             raise ValueError(
                 f"leaf {leaf.path!r}: {one} fixes the density; the target only says when, and must "
                 "be above 0."
             )
-
-    def contests(unit_scores: Any, alive: Any) -> list[Contest]:
-        living = jnp.asarray([leaf.units for leaf in leaves], jnp.uint32)
-        field = Field(leaves, living, tuple(unit_scores), tuple(alive))
-        return allocations.share_out(allocation, Sparsity(as_share(goal)), field)
-
-    if getattr(allocation, "by_score", False):
-        alive = [jax.ShapeDtypeStruct(leaf.shape, bool) for leaf in pooled]
-        jax.eval_shape(lambda *both: [c.keep for c in contests(*both)], pooled, alive)
-        return
-    if not told:
-        jax.eval_shape(lambda: [c.keep for c in contests((), ())])
-        return
-    with jax.ensure_compile_time_eval():
-        for contest in contests((), ()):
-            _check_alive(contest, leaves, structures, goal)
-
-
-def _check_alive(
-    contest: Contest, leaves: Sequence[Leaf], structures: Sequence[Structure], goal: float
-) -> None:
-    size = sum(leaves[place].units for place in contest.members)
-    row_wise = any(isinstance(structures[place], RowWise) for place in contest.members)
-    told = all(map(known, jax.tree.leaves((contest.keep, contest.floors))))
-    if size == 0 or row_wise or contest.keep is None or not told:
-        return
-    if int(contest.keep) == 0 and not any(int(floor) for floor in contest.floors or ()):
-        names = ", ".join(repr(leaves[place].path) for place in contest.members[:12])
-        raise ValueError(
-            f"a target of {goal:g} leaves none of the {size} units of leaf {names}; lower it, "
-            "leave the leaf out by select=, or give the allocation a floor."
-        )
+    feasible.check_target(allocation, leaves, target)
 
 
 def _leaves(

@@ -7,6 +7,7 @@ structure and the shapes of the parameters, without a list of types.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from adaptivenet import trees
+from adaptivenet.pruning.record import PruneState, prune_states
 
 PyTree = Any
 
@@ -165,28 +167,15 @@ def places(opt_state: PyTree, born: PyTree) -> dict[int, int]:
     >>> places(({"w": jnp.ones(2)}, jnp.ones(())), {"w": jnp.ones(2, bool)})
     {0: 0}
     """
-    marks, treedef = jax.tree.flatten(born, is_leaf=trees.is_masked)
-
-    def beside(node: Any) -> list[Any] | None:
-        """The leaves of a parameter-like part, in the order of the marks."""
-        if isinstance(node, Average):
-            return None
-        try:
-            parts = treedef.flatten_up_to(node)
-        except ValueError:
-            return None
-        for mark, part in zip(marks, parts, strict=True):
-            if not trees.is_masked(mark) and jax.tree.leaves(part) and not _is_leaf(part):
-                return None  # a container stands where an array should
-        return parts
+    marks = jax.tree.leaves(born, is_leaf=trees.is_masked)
 
     def stop(node: Any) -> bool:
-        return isinstance(node, Average) or beside(node) is not None
+        return isinstance(node, Average) or beside(born, node) is not None
 
     found: dict[int, int] = {}
     position = 0
     for node in jax.tree.leaves(opt_state, is_leaf=stop):
-        parts = beside(node)
+        parts = None if isinstance(node, Average) else beside(born, node)
         if parts is None:
             position += len(jax.tree.leaves(node))
             continue
@@ -198,11 +187,124 @@ def places(opt_state: PyTree, born: PyTree) -> dict[int, int]:
     return found
 
 
-def _is_leaf(node: Any) -> bool:
-    return jax.tree_util.all_leaves([node])
+def beside(mask: PyTree, tree: PyTree) -> list[Any] | None:
+    """What stands in a tree at each leaf of a mask.
+
+    A masked node, on either side, stands for all that is below it on the other: a mask has one for
+    every leaf that is no synapse, ``optax.masked`` and ``optax.partition`` put one in the place of
+    a whole subtree.
+
+    Args:
+      mask: pytree with an array for each synapse leaf and masked nodes elsewhere.
+      tree: anything.
+
+    Returns:
+      One part a leaf of the mask (masked nodes counted); None where the tree is not shaped like it.
+
+    >>> gone = optax.MaskedNode()
+    >>> beside({"a": {"w": True, "v": True}, "b": gone}, {"a": gone, "b": {"w": 1.0}})
+    [MaskedNode(), MaskedNode(), {'w': 1.0}]
+    >>> beside({"a": True}, {"a": {"w": 1.0}}) is None
+    True
+    """
+    if trees.is_masked(mask):
+        return [tree]
+    if trees.is_masked(tree):
+        return [tree] * len(jax.tree.leaves(mask, is_leaf=trees.is_masked))
+    if jax.tree_util.all_leaves([mask]):
+        # No container where an array should be; but nothing at all will do.
+        return (
+            [tree] if len(jax.tree.leaves(tree)) == 0 or jax.tree_util.all_leaves([tree]) else None
+        )
+    marks, shape = _children(mask)
+    parts, other = _children(tree)
+    if shape != other:
+        return None
+    found: list[Any] = []
+    for mark, part in zip(marks, parts, strict=True):
+        below = beside(mark, part)
+        if below is None:
+            return None
+        found += below
+    return found
+
+
+def _children(node: Any) -> tuple[list[Any], Any]:
+    return jax.tree.flatten(node, is_leaf=lambda other: other is not node)
 
 
 def _like(leaf: Any, mark: Any) -> bool:
     dtype = getattr(leaf, "dtype", None)
     floating = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
     return floating and jnp.shape(leaf) == jnp.shape(mark)
+
+
+class Resetting:
+    """Resets the state of ``with_signals`` after an event in the step, and only then.
+
+    Attributes:
+      init: makes a fresh state of the parameters, for the values to start from.
+      branches: what the ``cond`` runs, kept because eager steps compile a branch once for each
+        function they are given.
+    """
+
+    def __init__(self, init: Callable[[PyTree], Any]) -> None:
+        self.init = init
+        self.branches: dict[Any, Any] = {}
+
+    def __call__(self, before: Any, after: Any, params: PyTree) -> Any:
+        pairs = zip(prune_states(before), prune_states(after), strict=True)
+        for old, new in pairs:
+            if not jax.tree.leaves(new.survivors) or _untouched(old, new):
+                continue
+            found = places(after, new.mask)
+            if not found:
+                continue
+            leaves, treedef = jax.tree.flatten(after)
+            touched = [leaves[place] for place in found]
+            # The record stays where a wrapper (MultiSteps, say) threw the update away.
+            happened = new.record.event & (new.step != old.step)
+            act = self._branch(treedef, found)
+            touched = jax.lax.cond(
+                happened, act, _unchanged, touched, params, new.mask, new.survivors
+            )
+            for place, leaf in zip(found, touched, strict=True):
+                leaves[place] = leaf
+            after = jax.tree.unflatten(treedef, leaves)
+        return after
+
+    def _branch(self, treedef: Any, found: dict[int, int]) -> Any:
+        key = (treedef, tuple(found.items()))
+        if key not in self.branches:
+
+            def act(touched: list[Any], params: PyTree, mask: PyTree, survivors: PyTree) -> Any:
+                born = woken(mask, survivors)
+                # Woken synapses are at zero, whatever they were when this update began.
+                landed = trees.merge_synapses(
+                    lambda b, p: jnp.where(b, jnp.zeros_like(p), p), born, params
+                )
+                fresh = jax.tree.leaves(self.init(landed))
+                marks = jax.tree.leaves(born, is_leaf=trees.is_masked)
+                return [
+                    restart(leaf, marks[mark], fresh[place])
+                    for leaf, (place, mark) in zip(touched, found.items(), strict=True)
+                ]
+
+            self.branches[key] = act
+        return self.branches[key]
+
+
+def _unchanged(touched: list[Any], params: PyTree, mask: PyTree, survivors: PyTree) -> Any:
+    del params, mask, survivors
+    return touched
+
+
+def _untouched(old: PruneState, new: PruneState) -> bool:
+    """Whether the mask was passed on as it is: then this step has no event at all."""
+    pairs = zip(jax.tree.leaves(old.mask), jax.tree.leaves(new.mask), strict=True)
+    return all(a is b for a, b in pairs)
+
+
+def woken(mask: PyTree, survivors: PyTree) -> PyTree:
+    """The synapses that the last event woke, as a pytree of bool like the mask."""
+    return trees.map_synapses(lambda m, s: m & ~s, mask, survivors)

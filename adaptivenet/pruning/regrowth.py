@@ -1,7 +1,8 @@
 """Regrowth: which dead synapses wake at an event.
 
 A rule has a ``fraction``, the share of the kept synapses that gives way to woken ones at every
-event, and a ``priority``, a score of the dead. Woken synapses start from zero. A schedule that
+event (never more than there are others to wake: while all live, none gives way), and a
+``priority``, a score of the dead. Woken synapses start from zero. A schedule that
 steps back wakes by the same priority. A rule whose ``redistribute`` is True lets the woken synapses
 of all leaves compete, so that capacity moves between layers.
 
@@ -265,8 +266,8 @@ def at_random(fraction: Fraction = 0.0, *, redistribute: bool = False) -> AtRand
 
     Args:
       fraction: share of the kept synapses, the lowest scored, that give way to woken ones at every
-        event, in [0, 1), or a function of the step such as :func:`cosine_fraction`. The total kept
-        is what the schedule asks for.
+        event (never more than there are others to wake), in [0, 1), or a function of the step such
+        as :func:`cosine_fraction`. The total kept is what the schedule asks for.
       redistribute: let the dead of all leaves compete, whatever the allocation.
 
     Returns:

@@ -53,6 +53,13 @@ def check_sparsity(value: Number, name: str) -> None:
                 )
 
 
+def largest(*values: Number) -> float | None:
+    """The largest of some numbers, None where one of them is not known."""
+    if not all(map(known, values)):
+        return None
+    return max(float(np.max(np.asarray(value, np.float64))) for value in values)
+
+
 def check_window(start: Number, end: Number | None) -> None:
     """Refuses a window that begins before 0 or ends before it begins."""
     if known(start) and np.any(np.asarray(start) < 0):
@@ -84,6 +91,10 @@ class Schedule:
     def __call__(self, step: Any) -> Any:
         """The value asked for at a step: a sparsity, share or threshold (float32 scalar)."""
         raise NotImplementedError
+
+    def peak(self) -> Number | None:
+        """The largest sparsity that it is bound to ask for; None where that is not known."""
+        return None
 
     def init(self) -> Any:
         """State of a closed-loop schedule; open-loop ones have none."""
@@ -123,6 +134,9 @@ class _Polynomial(Schedule):
     initial: Number
     power: Number
     may_grow: bool
+
+    def peak(self) -> Number | None:
+        return largest(self.initial, self.final)
 
     def _fraction_left(self, step: Any) -> jax.Array:
         start = jnp.asarray(self.start).astype(jnp.float32)
@@ -239,6 +253,9 @@ class _Constant(Schedule):
     start: Number = 0
     end: Number | None = None
     may_grow: bool = False
+
+    def peak(self) -> Number | None:
+        return largest(self.sparsity)
 
     def __call__(self, step: Any) -> jax.Array:
         step = jnp.asarray(step)

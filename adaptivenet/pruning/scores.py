@@ -27,6 +27,10 @@ _REMEDIES = {
     "posterior": "wrap the chain in an.with_posterior(estimator, ...)",
     "grads": "wrap the chain in an.pruning.with_signals(...), or pass grads= to update or revise",
     "activations": "pass activations= (captured on the model's inputs) to update or revise",
+} | {
+    name: f"wrap the chain: an.pruning.with_signals(chain, {name}=an.pruning.signals.{name}()), or "
+    f"pass {name}= to update or revise"
+    for name in ("fisher", "momentum", "movement")
 }
 
 

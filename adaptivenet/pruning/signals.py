@@ -18,7 +18,6 @@ Nothing has to be unmasked for it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -29,8 +28,7 @@ import optax
 
 from adaptivenet import trees
 from adaptivenet.pruning import moments
-from adaptivenet.pruning.moments import Average
-from adaptivenet.pruning.record import PruneState, prune_states
+from adaptivenet.pruning.moments import Average, Resetting
 from adaptivenet.pruning.schedules import Number, known
 from adaptivenet.pruning.scores import Score, supply
 
@@ -381,7 +379,7 @@ def with_signals(
         new = state._replace(inner=after, estimates=estimates)
         return updates, resetting(state, new, params) if reset else new
 
-    resetting = _Resetting(init)
+    resetting = Resetting(init)
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
 
 
@@ -420,72 +418,6 @@ def accepting(
         return taking.update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(taking.init, update)
-
-
-class _Resetting:
-    """Resets a state after an event in the step, and only then."""
-
-    def __init__(self, init: Callable[[PyTree], SignalState]) -> None:
-        self.init = init
-        # Kept, because eager steps compile a branch once for each function they are given.
-        self.branches: dict[Any, Any] = {}
-
-    def __call__(self, before: SignalState, after: SignalState, params: PyTree) -> SignalState:
-        pairs = zip(prune_states(before.inner), prune_states(after.inner), strict=True)
-        for old, new in pairs:
-            if not jax.tree.leaves(new.survivors) or _untouched(old, new):
-                continue
-            found = moments.places(after, new.mask)
-            if not found:
-                continue
-            leaves, treedef = jax.tree.flatten(after)
-            touched = [leaves[place] for place in found]
-            # The record stays where a wrapper (MultiSteps, say) threw the update away.
-            happened = new.record.event & (new.step != old.step)
-            act = self._branch(treedef, found)
-            touched = jax.lax.cond(
-                happened, act, _unchanged, touched, params, new.mask, new.survivors
-            )
-            for place, leaf in zip(found, touched, strict=True):
-                leaves[place] = leaf
-            after = jax.tree.unflatten(treedef, leaves)
-        return after
-
-    def _branch(self, treedef: Any, found: dict[int, int]) -> Any:
-        key = (treedef, tuple(found.items()))
-        if key not in self.branches:
-
-            def act(touched: list[Any], params: PyTree, mask: PyTree, survivors: PyTree) -> Any:
-                born = woken(mask, survivors)
-                # Woken synapses are at zero, whatever they were when this update began.
-                landed = trees.merge_synapses(
-                    lambda b, p: jnp.where(b, jnp.zeros_like(p), p), born, params
-                )
-                fresh = jax.tree.leaves(self.init(landed))
-                marks = jax.tree.leaves(born, is_leaf=trees.is_masked)
-                return [
-                    moments.restart(leaf, marks[mark], fresh[place])
-                    for leaf, (place, mark) in zip(touched, found.items(), strict=True)
-                ]
-
-            self.branches[key] = act
-        return self.branches[key]
-
-
-def _unchanged(touched: list[Any], params: PyTree, mask: PyTree, survivors: PyTree) -> Any:
-    del params, mask, survivors
-    return touched
-
-
-def _untouched(old: PruneState, new: PruneState) -> bool:
-    """Whether the mask was passed on as it is: then this step has no event at all."""
-    pairs = zip(jax.tree.leaves(old.mask), jax.tree.leaves(new.mask), strict=True)
-    return all(a is b for a, b in pairs)
-
-
-def woken(mask: PyTree, survivors: PyTree) -> PyTree:
-    """The synapses that the last event woke, as a pytree of bool like the mask."""
-    return trees.map_synapses(lambda m, s: m & ~s, mask, survivors)
 
 
 def _is_state(node: Any) -> bool:

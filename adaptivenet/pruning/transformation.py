@@ -14,7 +14,7 @@ from adaptivenet import trees
 from adaptivenet.pruning import event as events
 from adaptivenet.pruning import masks
 from adaptivenet.pruning.allocations import Allocation, Global
-from adaptivenet.pruning.moments import reset_moments
+from adaptivenet.pruning.moments import beside, reset_moments, woken
 from adaptivenet.pruning.record import (
     PruneState,
     Record,
@@ -28,7 +28,7 @@ from adaptivenet.pruning.record import (
 from adaptivenet.pruning.regrowth import Regrowth
 from adaptivenet.pruning.schedules import as_schedule, known
 from adaptivenet.pruning.scores import Score, magnitude, required_signals, supply
-from adaptivenet.pruning.signals import readings, signal_states, woken
+from adaptivenet.pruning.signals import readings, signal_states
 from adaptivenet.pruning.structures import Element, Structure
 
 PyTree = Any
@@ -105,9 +105,10 @@ def prune(
       see the leaves that are synapses.
 
     Raises:
-      ValueError: ``every`` is below 1, a quantile is outside [0, 1]; at ``init``: ``select``
-        matches nothing, a leaf holds nan; at ``update``: no parameters, a missing signal, or
-        parameters of another tree.
+      ValueError: ``every`` is below 1, a quantile is outside [0, 1]; at ``init``: ``select`` or
+        a pattern matches nothing, a leaf holds nan, the structure does not fit a leaf, or the
+        largest target of the schedule, where it is known, is bound to leave nothing of a leaf; at
+        ``update``: no parameters, a missing signal, or parameters of another tree.
       TypeError: the schedule is none, or a chosen leaf is not of a floating dtype.
 
     References:
@@ -138,6 +139,7 @@ def prune(
             )
         kept = trees.synapses(params, select)
         trees.check_finite(kept)
+        events.check(kept, structure=structure, allocation=allocation, target=plan.peak())
         mask_ = masks.full_mask(params, select)
         return PruneState(
             step=jnp.zeros((), jnp.int32),
@@ -252,25 +254,14 @@ def _narrow(mask: PyTree, value: Any) -> Any:
     if not any(map(trees.is_masked, marks)):
         return value
 
-    def beside(node: Any) -> list[Any] | None:
-        try:
-            parts = treedef.flatten_up_to(node)
-        except ValueError:
-            return None
-        single = (
-            trees.is_masked(mark) or jax.tree_util.all_leaves([part]) or not jax.tree.leaves(part)
-            for mark, part in zip(marks, parts, strict=True)
-        )
-        return parts if all(single) else None
-
     def cut(node: Any) -> Any:
-        parts = beside(node)
+        parts = beside(mask, node)
         if parts is None:
             return node
         chosen = [m if trees.is_masked(m) else p for m, p in zip(marks, parts, strict=True)]
         return jax.tree.unflatten(treedef, chosen)
 
-    return jax.tree.map(cut, value, is_leaf=lambda node: beside(node) is not None)
+    return jax.tree.map(cut, value, is_leaf=lambda node: beside(mask, node) is not None)
 
 
 def _split_signals(signals: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

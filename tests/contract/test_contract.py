@@ -109,6 +109,29 @@ def linked(sparsity):
     return optax.chain(optax.sgd(0.1), rule)
 
 
+def structured(sparsity):
+    """Blocks beside a gradual N:M, cut and woken in cycles."""
+    rule = pruning.prune(
+        pruning.cyclic(sparsity * 0.5, sparsity, 4),
+        structure=pruning.ByPath({"1": pruning.Block(2, 2)}, pruning.NofM(m=4)),
+        every=2,
+    )
+    return optax.chain(optax.sgd(0.1), rule)
+
+
+def budgeted(sparsity):
+    """Units beside synapses of another cost, by a score of a score, in a sawtooth."""
+    rule = pruning.prune(
+        pruning.sawtooth(sparsity, 0, 4, period=2),
+        score=pruning.lamp(pruning.fisher_tempered()),
+        structure=pruning.ByPath({"1": pruning.Unit()}),
+        allocation=pruning.Budget({"1": 3}),
+        every=2,
+    )
+    chain = optax.chain(optax.sgd(0.1, momentum=0.9), rule)
+    return pruning.with_signals(chain, fisher=pruning.signals.fisher(0.9))
+
+
 OTHERS = {
     make.__name__: make
     for make in (
@@ -123,6 +146,8 @@ OTHERS = {
         constant_fan_in,
         alternating,
         linked,
+        structured,
+        budgeted,
     )
 }
 
@@ -168,14 +193,15 @@ def test_resumed_runs(make, subject):
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_on_the_diagonal_prunes_at_all(name):
     """A contract that holds because nothing happens would prove nothing."""
-    params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32))}
+    rng = np.random.default_rng(0)
+    params = {w: jnp.asarray(rng.normal(size=(8, 8)).astype(np.float32)) for w in ("w1", "w2")}
     tx = optax.with_extra_args_support(OTHERS[name](0.5))
 
     def step(carry, _):
         params, state = carry
         updates, state = tx.update(jax.tree.map(jnp.sin, params), state, params)
         params = optax.apply_updates(params, updates)
-        return (params, state), jnp.sum(params["w"] == 0)
+        return (params, state), jnp.stack([jnp.sum(leaf == 0) for leaf in params.values()])
 
     with jax.numpy_dtype_promotion("standard"):  # MultiSteps divides by its counter
         zeros = jax.lax.scan(step, (params, tx.init(params)), None, length=4)[1]

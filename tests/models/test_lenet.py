@@ -1,5 +1,7 @@
 """LeNet-5-Caffe against Flax's own layers, and its bad inputs."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +41,7 @@ def test_weights_of_both_are_those_of_the_literature():
     assert sum(leaf.size for leaf in jax.tree.leaves(drawn) if leaf.ndim > 1) == 430_500
     assert sum(leaf.size for leaf in jax.tree.leaves(drawn)) == 431_080
     sizes = models.LENET_300_100
-    assert sum(a * b for a, b in zip(sizes, sizes[1:], strict=False)) == 266_200
+    assert sum(a * b for a, b in itertools.pairwise(sizes)) == 266_200
 
 
 def test_bad_inputs(model):

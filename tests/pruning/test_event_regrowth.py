@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -39,7 +39,7 @@ STATIC = ("structure", "allocation", "regrow", "may_grow")
 
 
 @functools.partial(jax.jit, static_argnames=STATIC)
-def cut(params, mask, sparsity, structure, allocation, regrow, seed=0, may_grow=False, **signals):
+def _cut(params, mask, sparsity, fraction, seed, structure, allocation, regrow, may_grow, signals):
     return pruning.cut_and_wake(
         jax.tree.map(lambda p, m: jnp.where(m, p, 0.0), params, mask),
         mask,
@@ -47,11 +47,20 @@ def cut(params, mask, sparsity, structure, allocation, regrow, seed=0, may_grow=
         score=pruning.magnitude,
         structure=structure,
         allocation=allocation,
-        regrow=regrow,
+        regrow=regrow if fraction is None else replace(regrow, fraction=fraction),
         may_grow=may_grow,
         key=jax.random.key(seed),
         signals=signals,
     )
+
+
+def cut(params, mask, sparsity, structure, allocation, regrow, seed=0, may_grow=False, **signals):
+    """An event; rules that differ in their fraction alone are one program."""
+    fraction = None
+    if isinstance(regrow, Noise) and not callable(regrow.fraction):
+        fraction, regrow = jnp.float32(regrow.fraction), replace(regrow, fraction=0.0)
+    fixed = (structure, allocation, regrow, may_grow)
+    return _cut(params, mask, sparsity, fraction, seed, *fixed, signals)
 
 
 ELEMENT, GLOBAL = pruning.Element(), pruning.Global()
@@ -123,8 +132,9 @@ def test_structures_stay_whole_through_events(name):
             assert not np.any(kept & ~new)
             assert fits(one, leaf, new, share), (leaf, sparsity)
         mask = out.mask
-        # Some wake in the units of each structure; of two channels none may be due.
-        assert sum(numbers(out.kept).values()) < sum(numbers(mask).values())
+        # Some wake in the units of each structure, once there are dead ones.
+        whole = sum(numbers(mask).values()) == SIZE
+        assert whole == (sum(numbers(out.kept).values()) == sum(numbers(mask).values()))
         if name == "element":
             assert sum(numbers(mask).values()) == SIZE - rounded(share, SIZE)
         if name == "block":
@@ -355,3 +365,15 @@ def test_members_of_a_population_as_single_runs():
         for name in SHAPES:
             np.testing.assert_array_equal(together.kept[name][place], alone.kept[name])
             np.testing.assert_array_equal(together.mask[name][place], alone.mask[name])
+
+
+def test_none_gives_way_while_all_live_and_no_more_than_there_are_others():
+    params, mask = draw(3), full()
+    whole = cut(params, mask, 0.0, pruning.Element(), pruning.Global(), Noise(0.5))
+    assert all(np.all(leaf) for leaf in jax.tree.leaves(whole.kept))
+    few = cut(params, mask, 0.1, pruning.Element(), pruning.Global(), Noise(0.5))
+    size = sum(leaf.size for leaf in jax.tree.leaves(mask))
+    dead = rounded(0.1, size)
+    kept, awake = (sum(int(np.sum(x)) for x in jax.tree.leaves(m)) for m in (few.kept, few.mask))
+    assert awake == size - dead
+    assert kept == size - 2 * dead

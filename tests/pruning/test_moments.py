@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from adaptivenet import pruning, trees
 from adaptivenet.pruning import moments, signals
 from adaptivenet.pruning.moments import Average, reset_moments
+from adaptivenet.pruning.record import prune_states
 from adaptivenet.pruning.regrowth import at_random
 
 PARAMS = {
@@ -111,6 +112,35 @@ def test_parts_of_a_partition():
 
 
 @pytest.mark.parametrize(
+    "tx",
+    [
+        optax.masked(optax.adam(0.1), {"a": True, "b": False}),
+        optax.partition({"x": optax.adam(0.1), "y": optax.set_to_zero()}, {"a": "x", "b": "y"}),
+    ],
+    ids=["masked", "partition"],
+)
+def test_a_masked_node_may_stand_for_a_whole_layer(tx):
+    """What optax does where a mask or a label is given for a subtree."""
+    before = trained(tx)
+    after = reset_moments(before, PARAMS, BORN)
+    for name in ("mu", "nu"):
+        pair = [optax.tree_utils.tree_get(s, name) for s in (before, after)]
+        assert trees.is_masked(pair[0]["b"])
+        compare(*(leaf["a"]["kernel"] for leaf in pair), BORN["a"]["kernel"])
+        same(pair[0]["a"]["bias"], pair[1]["a"]["bias"])
+
+
+def test_a_mask_may_have_one_for_a_whole_layer_too():
+    """What a pruner within such a wrapper knows of the parameters."""
+    born = {"a": BORN["a"], "b": optax.MaskedNode()}
+    before = trained(optax.adam(0.1))
+    after = reset_moments(before, PARAMS, born)
+    pair = [optax.tree_utils.tree_get(s, "mu") for s in (before, after)]
+    compare(*(leaf["a"]["kernel"] for leaf in pair), BORN["a"]["kernel"])
+    same(pair[0]["b"], pair[1]["b"])
+
+
+@pytest.mark.parametrize(
     ("tx", "field", "start"),
     [
         (optax.adagrad(0.1, initial_accumulator_value=0.25), "sum_of_squares", 0.25),
@@ -188,8 +218,8 @@ def regrowing(optimizer, **options):
 
 
 def born_of(state):
-    [found] = signals.prune_states(state)
-    return signals.woken(found.mask, found.survivors), found
+    [found] = prune_states(state)
+    return moments.woken(found.mask, found.survivors), found
 
 
 class TestInTheStep:
@@ -263,7 +293,7 @@ class TestInTheStep:
                 return (optax.apply_updates(params, updates), state), None
 
             (params_, state), _ = jax.lax.scan(step, (params, tx.init(params)), None, length=4)
-            [found] = signals.prune_states(state)
+            [found] = prune_states(state)
             trace = optax.tree_utils.tree_get(state, "trace")
             return params_["w"], trace["w"], trace["bias"], found.mask["w"] & ~found.survivors["w"]
 
@@ -301,7 +331,7 @@ class TestInTheStep:
         )
         with jax.numpy_dtype_promotion("standard"):
             _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
-        first, second = signals.prune_states(state)
+        first, second = prune_states(state)
         born = first.mask["a"]["kernel"] & ~first.survivors["a"]["kernel"]
         assert int(born.sum()) == 3
         trace = optax.tree_utils.tree_get(state, "trace")["a"]["kernel"]

@@ -364,16 +364,27 @@ class TestDenseGradients:
         tx = signals.with_signals(optax.chain(optax.rmsprop(0.1), pruner))
         updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
         [found] = prune_states(state)
-        born = signals.woken(found.mask, found.survivors)
+        born = moments.woken(found.mask, found.survivors)
         assert [np.argwhere(leaf).tolist() for leaf in jax.tree.leaves(born)] == [
             [[2, 2]], [[0, 0], [3, 3]]]  # fmt: skip
         testing.check_landing(optax.apply_updates(params, updates), state)
 
 
-# --- every optimizer of optax x {magnitude, Fisher} x {SET, RigL} -------------------------------
+# --- every optimizer of optax x {SNR and SET, Fisher and RigL} ----------------------------------
+# (Magnitude with every optimizer: test_optimizers.py.)
+
+
+class Belief(NamedTuple):
+    """A posterior, as whoever keeps one hands it on."""
+
+    mean: Any
+    precision: Any
+
+
+PRECISION = jax.tree.map(lambda p: 1.0 + jnp.sin(40.0 * p), PARAMS)
 
 # Shared, so that their events are compiled once for the whole module.
-SET = pruning.prune(0.6, regrow=at_random(0.34), select="a/kernel", every=2)
+SET = pruning.prune(0.6, score=pruning.snr, regrow=at_random(0.34), select="a/kernel", every=2)
 RIGL = pruning.prune(0.5, score=tempered, regrow=by_gradient(0.3), select="b/kernel", every=2)
 
 OPTIONS = {
@@ -475,7 +486,9 @@ def test_every_optimizer(name):
             value, grads = jax.value_and_grad(loss)(params)
             given = {"value": value, "grad": grads, "value_fn": loss, "obj_fn": loss}
             given = {key: given[key] for key in WANTED.get(name, ())}
+            given["posterior"], before = Belief(params, PRECISION), prune_states(state)[0].mask
             updates, state = tx.update(grads, state, params, **given)
+            worth = np.abs(params["a"]["kernel"]) * np.sqrt(PRECISION["a"]["kernel"])
             params = optax.apply_updates(params, updates)
             testing.check_landing(params, state)
             first, second = prune_states(state)
@@ -485,13 +498,15 @@ def test_every_optimizer(name):
             # 12 of 30 with a third woken at random; 10 of 20 with 3 by gradient.
             counts = [(int(s.record.alive), int(s.record.births)) for s in (first, second)]
             assert counts == [(12, 4), (10, 3)]
+            before, kept = (np.asarray(m["a"]["kernel"]) for m in (before, first.survivors))
+            assert worth[kept].min() >= worth[before & ~kept].max()
             mask, kept = (np.asarray(m["b"]["kernel"]) for m in (second.mask, second.survivors))
             slopes = np.abs(grads["b"]["kernel"])
             assert slopes[mask & ~kept].min() >= slopes[~mask].max()
             # Every parameter-like leaf of the optimizer starts anew where synapses woke.
             leaves, fresh = jax.tree.leaves(state), jax.tree.leaves(tx.init(params))
             for found in (first, second):
-                born = signals.woken(found.mask, found.survivors)
+                born = moments.woken(found.mask, found.survivors)
                 marks = jax.tree.leaves(born, is_leaf=trees.is_masked)
                 for place, mark in moments.places(state, found.mask).items():
                     chosen = np.asarray(marks[mark])
