@@ -2,8 +2,10 @@
 
     python -m research.benchmarks.pruning_overhead [--repeats 15] [--steps 100]
 
-An MLP 784-300-100-10, batch 128, in one jitted scan. If ``JAXPRUNER_PATH`` names a checkout of
-JaxPruner, its magnitude pruning runs in the same rounds. Writes ``results/pruning_overhead.json``.
+An MLP 784-300-100-10, batch 128, in one jitted scan: magnitude pruning at several rates of events,
+then every score, structure, allocation and regrowth rule with an event every 10 steps. If
+``JAXPRUNER_PATH`` names a checkout of JaxPruner, its magnitude pruning runs in the same rounds.
+Writes ``results/pruning_overhead.json``.
 """
 
 from __future__ import annotations
@@ -86,6 +88,51 @@ def ours(steps: int, inputs: jax.Array, targets: jax.Array) -> dict[str, Callabl
     }
 
 
+def rules(inputs: jax.Array, targets: jax.Array) -> dict[str, Callable[[], Any]]:
+    """Every rule in the step, an event every 10 steps; with the signals that it asks for.
+
+    Left out is what needs more than the gradient: ``wanda`` (a pass over calibration data),
+    ``snr`` (a posterior), the masks at initialization, and layer-wise reconstruction.
+    """
+    p, s = pruning, pruning.signals
+    params = models.mlp_init(jax.random.key(0), SIZES)
+    keep = {"fisher": s.fisher(0.99)}
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+        "score: magnitude": ({}, None),
+        "score: random": ({"score": p.random}, None),
+        "score: lamp": ({"score": p.lamp()}, None),
+        "score: saliency": ({"score": p.saliency}, {}),
+        "score: taylor": ({"score": p.taylor}, {}),
+        "score: movement": ({"score": p.movement}, {"movement": s.movement()}),
+        "score: fisher_tempered": ({"score": p.fisher_tempered()}, keep),
+        "score: obd": ({"score": p.obd}, keep),
+        "structure: 2:4": ({"structure": p.ByPath({"dense[12]": p.NofM(2, 4)})}, None),
+        "structure: block 4x4": ({"structure": p.ByPath({"dense[12]": p.Block(4, 4)})}, None),
+        "structure: fan-in": ({"structure": p.FanIn(), "allocation": p.Uniform()}, None),
+        "structure: unit": ({"structure": p.ByPath({"dense[12]": p.Unit()})}, None),
+        "allocation: uniform": ({"allocation": p.Uniform()}, None),
+        "allocation: Erdos-Renyi": ({"allocation": p.ErdosRenyiKernel()}, None),
+        "allocation: budget": ({"allocation": p.Budget(kind="bytes")}, None),
+        "regrowth: random": ({"regrow": p.at_random(0.3)}, None),
+        "regrowth: gradient": ({"regrow": p.by_gradient(0.3)}, {}),
+        "regrowth: momentum": ({"regrow": p.by_momentum(0.3)}, {"momentum": s.momentum(0.9)}),
+        "regrowth: homeostatic": ({"regrow": p.homeostatic(0.3, fan_in="mean")}, None),
+        "regrowth: links": ({"regrow": p.by_link_prediction(0.3, rule="RA-L3")}, None),
+        "record: ages": ({"ages": True}, None),
+        "record: quantiles": ({"quantiles": (0.1, 0.5, 0.9)}, None),
+        "record: effective": ({"effective": [f"dense{i}/kernel" for i in (1, 2, 3)]}, None),
+    }
+
+    def single(options: dict[str, Any], estimators: dict[str, Any] | None) -> Callable[[], Any]:
+        schedule = p.cubic(final=0.95, start=0, end=1_000_000)
+        tx = optax.chain(optax.adam(1e-3), p.prune(schedule, every=10, **options))
+        tx = tx if estimators is None else p.with_signals(tx, **estimators)
+        run, state = jax.jit(chunk(tx, inputs, targets)), tx.init(params)
+        return lambda: run(params, state)
+
+    return {name: single(*case) for name, case in cases.items()}
+
+
 def jaxpruner(path: str, inputs: jax.Array, targets: jax.Array) -> dict[str, Callable[[], Any]]:
     """JaxPruner's magnitude pruning on the same network, batches and optimizer."""
     if not hasattr(jax, "tree_map"):
@@ -157,7 +204,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     alone = {name: case for name, case in cases.items() if "vmap" not in name}
     together = {name: case for name, case in cases.items() if "vmap" in name}
     summary = {}
-    for reference, group in (("adam", alone), ("vmap of 8, adam", together)):
+    beside = {"adam ": cases["adam"], **rules(inputs, targets)}
+    groups = (("adam", alone), ("vmap of 8, adam", together), ("adam ", beside))
+    for reference, group in groups:
         part = interleaved(group, repeats=options.repeats, warmup=1)
         show(part.table(reference, f"\n{options.steps} steps, ratio to {reference}"))
         summary |= part.summary(reference)
