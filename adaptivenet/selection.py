@@ -31,7 +31,7 @@ Method = Literal["auto", "histogram", "bisection"]
 
 __all__ = ["Selection", "kth_largest", "select", "top_mask"]
 
-_FEW = 16_384  # up to here bisection takes no longer on a CPU, and compiles in two thirds
+_FEW = 16_384  # up to here bisection is quick on a CPU as well, and compiles sooner
 _DIGIT = 11  # bits a histogram pass decides: 2,048 bins stay in the first-level cache
 
 

@@ -27,6 +27,7 @@ from adaptivenet import compression, models, training
 from adaptivenet.training import Range
 from research import study
 from research.results import config_text
+from research.rounds import density
 
 ArmName = Literal["dense", "note", "percentile", "scheduled", "auto"]
 Share = Annotated[float, Range(ge=0, lt=1)]
@@ -163,15 +164,8 @@ def arms(config: Config, steps: int) -> dict[str, Arm]:
     }
 
 
-def density(params: Any) -> jax.Array:
-    """Share of the kernels' elements that are not zero."""
-    kernels = [layer["kernel"] for layer in params.values()]
-    alive = jnp.stack([jnp.sum(kernel != 0) for kernel in kernels]).astype(jnp.float32)
-    return jnp.sum(alive) / float(sum(kernel.size for kernel in kernels))
-
-
 def layer_density(params: Any) -> jax.Array:
-    """The same of each layer."""
+    """Share of the elements of each kernel that are not zero."""
     return jnp.stack([jnp.mean((p["kernel"] != 0).astype(jnp.float32)) for p in params.values()])
 
 

@@ -20,7 +20,7 @@ import optax
 import adaptivenet as an
 from adaptivenet import models
 from adaptivenet.emergence import nulls
-from research.rounds import Net, Task
+from research.rounds import Net, Task, density, kernels
 
 if TYPE_CHECKING:
     from research.frontier import Setting
@@ -354,14 +354,3 @@ class Training:
 
 # Compiled once for all chunks of seeds.
 training = functools.cache(Training)
-
-
-def kernels(params: PyTree) -> list[jax.Array]:
-    """The kernels from input to output."""
-    return [layer["kernel"] for layer in params.values()]
-
-
-def density(params: PyTree) -> jax.Array:
-    """Share of the weights that are not zero."""
-    alive = jnp.stack([jnp.sum(k != 0, dtype=jnp.float32) for k in kernels(params)])
-    return jnp.sum(alive) / float(sum(k.size for k in kernels(params)))

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptivenet import training
-from research.frontier_arms import SUBJECTS, Subject, density, kernels, read_rule
+from research.frontier_arms import SUBJECTS, Subject, read_rule
 from research.results import mean_interval
-from research.rounds import Task
+from research.rounds import Task, density, kernels
 from research.study import Table
 
 if TYPE_CHECKING:

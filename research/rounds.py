@@ -1,4 +1,4 @@
-"""Networks trained in rounds: what the studies of pruning's dynamics have in common.
+"""Networks trained in rounds: what the studies of pruning have in common.
 
 A round is an event (a cut, a decay, a new mask) and then some steps of training. Everything is a
 pure function of one network, to be vmapped over seeds and settings.
@@ -101,6 +101,12 @@ def train(
 def kernels(params: PyTree) -> list[jax.Array]:
     """The kernels of the layers, from input to output."""
     return [layer["kernel"] for layer in params.values()]
+
+
+def density(params: PyTree) -> jax.Array:
+    """Share of the kernels' elements that are not zero."""
+    alive = jnp.stack([jnp.sum(kernel != 0) for kernel in kernels(params)]).astype(jnp.float32)
+    return jnp.sum(alive) / float(sum(kernel.size for kernel in kernels(params)))
 
 
 def map_kernels(function: Callable[..., Any], params: PyTree, *rest: PyTree) -> PyTree:

@@ -25,8 +25,8 @@ def lenet5(
     """Applies LeNet-5-Caffe: two convolutions with max-pooling, a hidden layer, a readout.
 
     The convolutions (5x5, no padding, no activation, as in Caffe) are matrix products of patches:
-    on a CPU XLA's own convolution took some ten times as long inside a scan, and a vmap over
-    parameters stays one batched product.
+    XLA's own convolution is slow inside a scan on a CPU, and a vmap over parameters stays one
+    batched product.
 
     Args:
         params: `{"conv1": {"kernel": [5, 5, 1, c1], "bias": [c1]}, "conv2": {"kernel":

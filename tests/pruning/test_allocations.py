@@ -16,6 +16,7 @@ from adaptivenet.counts import as_share
 from adaptivenet.pruning.allocations import Fixed, PerPath
 from adaptivenet.pruning.demands import AtLeast, OfAlive, Sparsity
 from adaptivenet.pruning.erdos_renyi import ErdosRenyiKernel
+from tests.pruning import events
 
 SHAPES = {"a": (7, 9), "b": (5, 5), "c": (31, 4)}
 SIZES = [63, 25, 124]
@@ -27,20 +28,8 @@ def leaves(seed=0):
     return {n: rng.normal(size=s).round(1).astype(np.float32) for n, s in SHAPES.items()}
 
 
-@functools.partial(jax.jit, static_argnums=3)
 def cut(params, mask, demand, allocation):
-    return pruning.cut_and_wake(
-        {name: jnp.where(mask[name], leaf, 0.0) for name, leaf in params.items()},
-        mask,
-        demand,
-        score=pruning.magnitude,
-        structure=pruning.Element(),
-        allocation=allocation,
-        regrow=None,
-        may_grow=False,
-        key=jax.random.key(0),
-        signals={},
-    )
+    return events.cut(params, mask, demand, allocation=allocation)
 
 
 def oracle(params, mask, keep):
@@ -216,7 +205,9 @@ def test_a_population_of_floors():
 
     def member(share):
         allocation = pruning.Global(floor_share=share)
-        return cut.__wrapped__(params, full(), Sparsity(as_share(0.9)), allocation).mask["b"].sum()
+        demand = Sparsity(as_share(0.9))
+        out = events.cut.__wrapped__(params, full(), demand, allocation=allocation)
+        return out.mask["b"].sum()
 
     plain = int(cut(params, full(), Sparsity(as_share(0.9)), pruning.Global()).mask["b"].sum())
     assert plain < 10
@@ -284,7 +275,9 @@ def test_a_population_of_multipliers():
 
     def member(rule):
         demand = Sparsity(as_share(0.8))
-        return cut.__wrapped__(params, full(), demand, PerPath({"a": rule})).mask["a"].sum()
+        allocation = PerPath({"a": rule})
+        out = events.cut.__wrapped__(params, full(), demand, allocation=allocation)
+        return out.mask["a"].sum()
 
     found = jax.jit(jax.vmap(member))(jnp.array([0.0, 0.5, 1.0], jnp.float32))
     assert found.tolist() == [63, 63 - 25, 63 - 50]

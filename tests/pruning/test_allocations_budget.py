@@ -20,31 +20,12 @@ from adaptivenet.pruning.budgets import Budget
 from adaptivenet.pruning.demands import AtLeast, OfAlive, Sparsity
 from adaptivenet.pruning.rowwise import FanIn, NofM
 from adaptivenet.pruning.structures import ByPath, Unit
+from tests.pruning import events
+from tests.pruning.events import draw, ones
 
 
-@functools.partial(jax.jit, static_argnames=("allocation", "structure", "may_grow"))
-def cut(params, mask, demand, allocation, structure=None, may_grow=False):
-    return pruning.cut_and_wake(
-        jax.tree.map(lambda p, m: jnp.where(m, p, jnp.zeros_like(p)), params, mask),
-        mask,
-        demand,
-        score=pruning.magnitude,
-        structure=structure or pruning.Element(),
-        allocation=allocation,
-        regrow=None,
-        may_grow=may_grow,
-        key=jax.random.key(0),
-        signals={},
-    )
-
-
-def draw(seed, **shapes):
-    rng = np.random.default_rng(seed)
-    return {n: rng.normal(size=s).round(1).astype(np.float32) for n, s in shapes.items()}
-
-
-def ones(params):
-    return jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+def cut(params, mask, demand, allocation, structure=events.ELEMENT, may_grow=False):
+    return events.cut(params, mask, demand, structure, allocation, may_grow=may_grow)
 
 
 def spent(mask, costs):
@@ -247,7 +228,8 @@ def test_half_precision_and_eager_runs():
     out = cut(params, ones(params), Sparsity(as_share(0.5)), Budget({"a": 3}))
     exact = jax.tree.map(lambda p: np.asarray(p, np.float32), params)
     expected = greedy(exact, ones(params), {"a": 3, "b": 1}, 12)
-    eager = cut.__wrapped__(params, ones(params), Sparsity(as_share(0.5)), Budget({"a": 3}))
+    demand = Sparsity(as_share(0.5))
+    eager = events.cut.__wrapped__(params, ones(params), demand, allocation=Budget({"a": 3}))
     for name in params:
         np.testing.assert_array_equal(out.mask[name], expected[name])
         np.testing.assert_array_equal(eager.mask[name], expected[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from fractions import Fraction
 
 import jax
@@ -12,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptivenet import pruning
 from adaptivenet.counts import as_share
 from adaptivenet.pruning.allocations import Field, Leaf
 from adaptivenet.pruning.demands import AtLeast, OfAlive, Sparsity
 from adaptivenet.pruning.erdos_renyi import ErdosRenyiKernel
 from adaptivenet.pruning.structures import Block
+from tests.pruning import events
 
 ERK = ErdosRenyiKernel()
 # LeNet-5: two convolutions, three dense kernels.
@@ -158,20 +157,8 @@ def test_targets_of_a_population():
         assert got.tolist() == oracle(LENET, size - int(exact * size + Fraction(1, 2)))
 
 
-@functools.partial(jax.jit, static_argnames=("structure",))
-def cut(params, demand, structure=None):
-    return pruning.cut_and_wake(
-        params,
-        jax.tree.map(lambda p: jnp.ones(p.shape, bool), params),
-        demand,
-        score=pruning.magnitude,
-        structure=structure or pruning.Element(),
-        allocation=ERK,
-        regrow=None,
-        may_grow=False,
-        key=jax.random.key(0),
-        signals={},
-    )
+def cut(params, demand, structure=events.ELEMENT):
+    return events.cut(params, events.ones(params), demand, structure, ERK)
 
 
 def test_the_largest_of_each_leaf_are_kept():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from dataclasses import dataclass
 
@@ -17,34 +16,14 @@ from hypothesis import strategies as st
 from adaptivenet import pruning, trees
 from adaptivenet.counts import as_share
 from adaptivenet.pruning.structures import Block, ByPath, Unit
+from tests.pruning import events
+from tests.pruning.events import draw, ones
 
 GLOBAL = pruning.Global()
 
 
-@functools.partial(jax.jit, static_argnames=("structure", "allocation", "dtype"))
-def cut(params, mask, sparsity, structure, allocation=GLOBAL, dtype=jnp.float32):
-    return pruning.cut_and_wake(
-        jax.tree.map(lambda p, m: jnp.where(m, p, 0.0).astype(dtype), params, mask),
-        mask,
-        pruning.Sparsity(as_share(sparsity)),
-        score=pruning.magnitude,
-        structure=structure,
-        allocation=allocation,
-        regrow=None,
-        may_grow=False,
-        key=jax.random.key(0),
-        signals={},
-    )
-
-
-def draw(seed, **shapes):
-    rng = np.random.default_rng(seed)
-    # Rounded, so that there are ties.
-    return {n: rng.normal(size=s).round(1).astype(np.float32) for n, s in shapes.items()}
-
-
-def ones(params):
-    return jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+def cut(params, mask, sparsity, *options, **more):
+    return events.cut(params, mask, pruning.Sparsity(as_share(sparsity)), *options, **more)
 
 
 def units_of(structure, shape):
@@ -191,7 +170,8 @@ def test_sparsities_of_a_population_and_eager_runs_agree():
         for name in params:
             np.testing.assert_array_equal(together[name][place], alone[name])
     params, mask = {"v": params["v"]}, {"v": mask["v"]}
-    eager = cut.__wrapped__(params, mask, shares[1], Unit(0)).mask
+    demand = pruning.Sparsity(as_share(shares[1]))
+    eager = events.cut.__wrapped__(params, mask, demand, Unit(0)).mask
     np.testing.assert_array_equal(eager["v"], together["v"][1])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,38 +16,13 @@ from adaptivenet.pruning.allocations import Fixed, PerPath
 from adaptivenet.pruning.erdos_renyi import ErdosRenyiKernel
 from adaptivenet.pruning.rowwise import FanIn, NofM, top_rows
 from adaptivenet.pruning.structures import ByPath, Unit
+from tests.pruning.events import cut, draw, ones
 
 GLOBAL, UNIFORM = pruning.Global(), pruning.Uniform()
 
 
-@functools.partial(jax.jit, static_argnames=("structure", "allocation", "dtype"))
-def cut(params, mask, demand, structure, allocation=GLOBAL, dtype=jnp.float32):
-    return pruning.cut_and_wake(
-        jax.tree.map(lambda p, m: jnp.where(m, p, 0.0).astype(dtype), params, mask),
-        mask,
-        demand,
-        score=pruning.magnitude,
-        structure=structure,
-        allocation=allocation,
-        regrow=None,
-        may_grow=False,
-        key=jax.random.key(0),
-        signals={},
-    )
-
-
 def sparsity(value):
     return pruning.Sparsity(as_share(value))
-
-
-def draw(seed, **shapes):
-    rng = np.random.default_rng(seed)
-    # Rounded, so that there are ties.
-    return {n: rng.normal(size=s).round(1).astype(np.float32) for n, s in shapes.items()}
-
-
-def ones(params):
-    return jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
 
 
 def best(scores, alive, k):

@@ -63,9 +63,9 @@ def test_a_population_ends_at_its_sparsities_and_a_member_is_what_it_is_alone():
     shares = []
     params = training("magnitude").run(task(), keys, (0.5, 0.8), done=shares.append)
     assert shares == [0.5, 1.0]
-    weights = sum(k.size for k in frontier_arms.kernels(params)) // 4
+    weights = sum(k.size for k in rounds.kernels(params)) // 4
     for column, sparsity in enumerate((0.5, 0.8)):
-        alive = sum(int(jnp.sum(k[1, column] != 0)) for k in frontier_arms.kernels(params))
+        alive = sum(int(jnp.sum(k[1, column] != 0)) for k in rounds.kernels(params))
         assert alive == weights - round(sparsity * weights)
     alone = training("magnitude").run(task(), keys[1:], (0.8,))
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(alone), strict=True):
@@ -105,7 +105,7 @@ def test_effective_density_is_that_of_the_paths():
 def test_effective_density_of_convolutions_follows_channels():
     params = an.models.lenet5_init(jax.random.key(0), channels=(3, 4), hidden=6)
     dead = params | {"conv2": jax.tree.map(lambda k: k.at[..., 1].set(0.0), params["conv2"])}
-    sizes = [k.size for k in frontier_arms.kernels(params)]
+    sizes = [k.size for k in rounds.kernels(params)]
     # Channel 1 of the second convolution feeds 16 positions of the hidden layer.
     lost = 5 * 5 * 3 + 16 * 6
     found = frontier_measures.effective_density(frontier_arms.SUBJECTS["lenet5"], (784,), dead)
