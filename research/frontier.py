@@ -28,12 +28,15 @@ Share = Annotated[float, Range(ge=0, lt=1)]
 
 @dataclasses.dataclass(frozen=True)
 class Claims(Preregistration):
-    """What the frontier says of scores, of regrowth, and of the loss of norm."""
+    """On scores, regrowth, the loss of norm, teachers, and the literature; a config makes some."""
 
     score: Hypothesis = study.BLANK
     regrowth: Hypothesis = study.BLANK
     both: Hypothesis = study.BLANK
     norm: Hypothesis = study.BLANK
+    teacher: Hypothesis = study.BLANK
+    lenet300: Hypothesis = study.BLANK
+    lenet5: Hypothesis = study.BLANK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Setting:
     """rate of dropout in a dense network"""
     dropout_power: Annotated[float, Range(ge=0)] = 0.5
     """the rate is multiplied by density to this power"""
+    shift: Annotated[int, Range(ge=0)] = 0
+    """pixels by which a training image is moved at the most, anew for every step"""
     events: Annotated[int, Range(ge=1)] = 2
     """events an epoch"""
     prune_start: Share = 0.1

@@ -8,6 +8,7 @@ and ``l2``, which loses at every event as much of its Euclidean norm as a cut wo
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -156,6 +157,29 @@ def loss(
     share, heat = teaching
     soft = optax.softmax_cross_entropy(logits / heat, jax.nn.softmax(taught / heat))
     return (1 - share) * hard + share * heat**2 * jnp.mean(soft)
+
+
+def shifted(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
+    """Moves every image by a whole number of pixels each way; what enters is 0.
+
+    Args:
+      key: of the draw.
+      images: ``[batch, side * side]``.
+      most: pixels in each direction, at the most.
+
+    Returns:
+      Images of the same shape.
+    """
+    side = math.isqrt(images.shape[-1])
+    if side * side != images.shape[-1]:
+        raise ValueError(f"shift: {images.shape[-1]} features are no square image.")
+    corners = jax.random.randint(key, (len(images), 2), 0, 2 * most + 1)
+
+    def move(image: jax.Array, corner: jax.Array) -> jax.Array:
+        wide = jnp.pad(image.reshape(side, side), most)
+        return jax.lax.dynamic_slice(wide, (corner[0], corner[1]), (side, side)).ravel()
+
+    return jax.vmap(move)(images, corners)
 
 
 class Training:
@@ -314,9 +338,13 @@ class Training:
         def step(net: Net, at: tuple[jax.Array, jax.Array]) -> tuple[Net, None]:
             rows, number = at
             drop = setting.dropout * density(net.params) ** setting.dropout_power
+            inputs = task.inputs[rows]
+            if setting.shift:
+                of_shift = jax.random.fold_in(jax.random.fold_in(of_steps, number), 0)
+                inputs = shifted(of_shift, inputs, setting.shift)
             grads = jax.grad(partial(loss, self.subject))(
                 net.params,
-                task.inputs[rows],
+                inputs,
                 task.targets[rows],
                 None if logits is None else logits[rows],
                 key=jax.random.fold_in(of_steps, number) if setting.dropout else None,

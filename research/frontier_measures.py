@@ -41,6 +41,8 @@ LITERATURE = {
     ],
 }
 
+SPARSEST = "Sparse VD 2017"  # the fewest weights of both networks' tables
+
 
 class Measures:
     """Numbers of trained networks ``[seeds, sparsities, ...]``."""
@@ -144,7 +146,17 @@ def claimed(config: Config, m: Metrics) -> Metrics:
         "gain_regrowth": gain(m, "mlp", "magnitude+gradient", "magnitude", end),
         "gain_both": gain(m, "mlp", "fisher_tempered+momentum", "magnitude", end),
         "gain_norm": gain(m, "mlp", "magnitude", "l2", [min(config.mlp.sparsities)]),
+        "gain_teacher": gain(
+            m, "mlp", "fisher_tempered+momentum*", "fisher_tempered+momentum", end
+        ),
     }
+    for name in LITERATURE:
+        setting = getattr(config, name)
+        if setting.rules:
+            best, sparsity = setting.rules[-1], max(setting.sparsities)
+            error = next(error for who, error, _ in LITERATURE[name] if who == SPARSEST)
+            accuracy = measured(m, "accuracy", name, best, sparsity)
+            found[f"lead_{name}"] = accuracy - (1 - error / 100)
     return {name: values for name, values in found.items() if values is not None}
 
 

@@ -69,6 +69,8 @@ class Preregistration:
     """seeds that were looked at while the study was made; none may come back here"""
     exclusions: tuple[str, ...] = ()
     """a seed is left out if one of these holds, such as "dense_accuracy < 0.4" """
+    not_claimed: tuple[str, ...] = ()
+    """claims of the study that this config does not make"""
     stopping: Literal["fixed"] = "fixed"
     """every seed of the config is run, and nobody looks before the last one ends"""
     exploratory: bool = False
@@ -120,13 +122,16 @@ class Exclusion(NamedTuple):
 
 
 def hypotheses(claims: Preregistration) -> dict[str, Hypothesis]:
-    """The claims of a preregistration, in their order.
+    """The claims that a preregistration makes, in their order.
 
     Args:
       claims: a dataclass with fields of type :class:`Hypothesis`.
 
     Returns:
       Name to hypothesis.
+
+    Raises:
+      ClaimError: ``not_claimed`` names no claim.
 
     >>> import dataclasses
     >>> @dataclasses.dataclass(frozen=True)
@@ -136,7 +141,14 @@ def hypotheses(claims: Preregistration) -> dict[str, Hypothesis]:
     ['h1']
     """
     found = {f.name: getattr(claims, f.name) for f in dataclasses.fields(claims)}
-    return {name: value for name, value in found.items() if isinstance(value, Hypothesis)}
+    known = {name: value for name, value in found.items() if isinstance(value, Hypothesis)}
+    strangers = [name for name in claims.not_claimed if name not in known]
+    if strangers:
+        raise ClaimError(
+            f"claims.not_claimed names {', '.join(strangers)}; the claims of this study are "
+            f"{', '.join(known)}."
+        )
+    return {name: value for name, value in known.items() if name not in claims.not_claimed}
 
 
 def check(claims: Preregistration, seeds: Sequence[int]) -> list[Exclusion]:
@@ -163,7 +175,8 @@ a claim is tested on other seeds: choose new ones.
         if not claim.metric:
             raise ClaimError(
                 f"claims.{name} has no primary metric, so nothing could refute it; name the number "
-                f"that decides it: claims.{name}.metric"
+                f"that decides it: claims.{name}.metric (or, if it is not made here, name it in "
+                "claims.not_claimed)"
             )
         if not claim.statement:
             raise ClaimError(f"claims.{name} does not say what is claimed: claims.{name}.statement")

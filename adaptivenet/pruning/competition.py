@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from adaptivenet import selection
 from adaptivenet.counts import Count, Share, as_count, as_share, clip, less, part, total
 from adaptivenet.pruning.allocations import Contest, Field
+from adaptivenet.pruning.apportion import apportion
 from adaptivenet.pruning.record import count_leaves
 from adaptivenet.pruning.rowwise import RowWise, top_rows
 
@@ -144,7 +145,11 @@ def rooms(
 
 
 def wake(
-    priority: Sequence[jax.Array], kept: Sequence[jax.Array], rooms: Rooms, field: Field
+    priority: Sequence[jax.Array],
+    kept: Sequence[jax.Array],
+    rooms: Rooms,
+    field: Field,
+    shares: jax.Array | None = None,
 ) -> list[jax.Array]:
     """Wakes the dead of the highest priority in the room that is left.
 
@@ -153,6 +158,8 @@ def wake(
       kept: the survivors.
       rooms: of :func:`rooms`.
       field: what competes.
+      shares: float32 ``[leaves]``, in proportion to which leaves of one room are served; without
+        them the highest priority of all leaves is.
 
     Returns:
       Masks of what is awake, an array a leaf.
@@ -168,7 +175,15 @@ def wake(
             woken = [top_rows(priority[group[0]], room, dead[0])]
         else:
             room = number - total(as_count(count_leaves(survivors)))
-            woken = selection.top_mask([priority[place] for place in group], room, where=dead)
+            wanted = [priority[place] for place in group]
+            if shares is None or len(group) == 1:
+                woken = selection.top_mask(wanted, room, where=dead)
+            else:
+                each = apportion(room, shares[jnp.asarray(group)], count_leaves(dead)).limbs
+                woken = [
+                    selection.top_mask([leaf], Count(each[turn]), where=[dead[turn]])[0]
+                    for turn, leaf in enumerate(wanted)
+                ]
         for place, leaf in zip(group, woken, strict=True):
             awake[place] = kept[place] | leaf
     return awake

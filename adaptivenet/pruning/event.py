@@ -138,7 +138,12 @@ def cut_and_wake(
     known_then = {**signals, "mask": mask, "kept": survivors, "key": wake_key}
     priority = jax.tree.leaves(structure.pool(scores.supply(rule.priority, params, known_then)))
     rooms = competition.rooms(contests, wanted, field, redistribute)
-    awake = competition.wake(priority, kept, rooms, field)
+    shares = None
+    if redistribute and hasattr(rule, "shares"):
+        asked: Any = rule
+        found = scores.supply(asked.shares, params, known_then)
+        shares = jnp.stack(jax.tree.leaves(found)).astype(jnp.float32)
+    awake = competition.wake(priority, kept, rooms, field, shares)
     if plain:
         return Outcome(survivors, jax.tree.unflatten(treedef, awake), thresholds[0])
     born = [new & ~old for new, old in zip(awake, kept, strict=True)]

@@ -56,6 +56,9 @@ class Regrowth(Protocol):
         """Scores of the dead; the largest wake first."""
         ...
 
+    # A rule that redistributes may have ``shares`` as well, called like ``priority``: a pytree with
+    # a number for each leaf, in proportion to which the woken are shared out among the leaves.
+
 
 @dataclass(frozen=True)
 class Everything:
@@ -100,39 +103,21 @@ class ByMomentum:
     fraction: Fraction = 0.3
     redistribute: bool = True
 
-    def priority(
-        self,
-        params: PyTree,
-        *,
-        momentum: PyTree,
-        mask: PyTree,
-        kept: PyTree | None = None,
-        **signals: Any,
-    ) -> PyTree:
-        """The absolute momentum, or the order in which leaves take turns by their share."""
+    def priority(self, params: PyTree, *, momentum: PyTree, **signals: Any) -> PyTree:
+        """The absolute momentum."""
         del params, signals
-        size = jax.tree.map(lambda m: jnp.abs(m).astype(jnp.float32), momentum)
-        if not self.redistribute:
-            return size
-        return jax.tree.map(_turns, size, mask, mask if kept is None else kept)
+        return jax.tree.map(jnp.abs, momentum)
 
+    def shares(self, params: PyTree, *, momentum: PyTree, mask: PyTree, **signals: Any) -> PyTree:
+        """The mean absolute momentum of each leaf's living synapses, before the cut."""
+        del params, signals
 
-def _turns(size: jax.Array, living: jax.Array, kept: jax.Array) -> jax.Array:
-    """Priorities by which a leaf receives its share of the woken synapses, the largest first.
+        def mean(momentum: jax.Array, living: jax.Array) -> jax.Array:
+            size = jnp.sum(jnp.abs(momentum).astype(jnp.float32), where=living)
+            number = jnp.sum(living, dtype=jnp.uint32).astype(jnp.float32)
+            return size / jnp.maximum(number, 1.0)
 
-    The r-th of a leaf's dead synapses (r = 0, 1, ...) gets the leaf's mean over r + 1/2. Of all
-    leaves' synapses the largest of these quotients are then as many of each leaf as its mean's part
-    of the whole says, rounded by the method of Sainte-Laguë, and a full leaf's share passes on.
-    """
-    number = jnp.sum(living, dtype=jnp.uint32).astype(jnp.float32)
-    mean = jnp.sum(jnp.where(living, size, 0.0)) / jnp.maximum(number, 1.0)
-    order = jnp.argsort(jnp.where(kept, -1.0, size).ravel(), descending=True)
-    rank = (
-        jnp.zeros(size.size, jnp.float32)
-        .at[order]
-        .set(jnp.arange(size.size, dtype=jnp.float32), unique_indices=True)
-    )
-    return mean / (rank.reshape(size.shape) + 0.5)
+        return jax.tree.map(mean, momentum, mask)
 
 
 @dataclass(frozen=True)
@@ -163,15 +148,17 @@ class Homeostatic:
                 "pass activity=, the mean activity [outputs] of the units of each leaf, to update "
                 "or revise."
             )
-        noise = scores.random(params, key=key)
+        each, treedef = jax.tree.flatten(mask)
+        keys = jax.tree.unflatten(treedef, list(jax.random.split(key, len(each))))
         rates = (mask,) if self.activity is None else (mask, activity)
-        return trees.map_synapses(self._leaf, mask if kept is None else kept, noise, *rates)
+        return trees.map_synapses(self._leaf, mask if kept is None else kept, keys, *rates)
 
     def _leaf(
-        self, kept: jax.Array, noise: jax.Array, mask: jax.Array, rates: jax.Array | None = None
+        self, kept: jax.Array, key: jax.Array, mask: jax.Array, rates: jax.Array | None = None
     ) -> jax.Array:
-        links, u, before = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (kept, noise, mask))
-        total = u * 2.0**-16  # ties at random
+        links, before = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (kept, mask))
+        noise_key, *queue_keys = jax.random.split(key, 3)
+        total = jax.random.uniform(noise_key, links.shape, jnp.float32) * 2.0**-16  # ties at random
         for axis, target in ((0, self.fan_in), (1, self.fan_out)):
             if target is None:
                 continue
@@ -181,7 +168,8 @@ class Homeostatic:
             else:
                 goal = jnp.asarray(target).astype(jnp.float32)
             living = jnp.sum(links, axis=axis, keepdims=True, dtype=jnp.int32).astype(jnp.float32)
-            lack = (goal - living - _queue(links, u, axis)) / jnp.maximum(goal, 1.0)
+            queue = _queue(links, queue_keys[axis], axis)
+            lack = (goal - living - queue) / jnp.maximum(goal, 1.0)
             total = total + jnp.clip(lack, 0.0, 1.0)
         if rates is not None:
             goal = jnp.asarray(self.activity).astype(jnp.float32)
@@ -192,14 +180,26 @@ class Homeostatic:
                 )
             lack = jnp.clip((goal - rates.astype(jnp.float32)) / goal, 0.0, 1.0)
             # What a synapse will do to the activity is not known: shares by the odd numbers.
-            total = total + lack[None, :] / (2.0 * _queue(links, u, 0) + 1.0)
+            total = total + lack[None, :] / (2.0 * _queue(links, queue_keys[0], 0) + 1.0)
         return total.reshape(kept.shape)
 
 
-def _queue(links: jax.Array, u: jax.Array, axis: int) -> jax.Array:
-    """For each dead synapse, how many dead ones of its unit come before it, in random order."""
-    order = jnp.argsort(jnp.where(links, 2.0, u), axis=axis)
-    return jnp.argsort(order, axis=axis).astype(jnp.float32)
+def _queue(links: jax.Array, key: jax.Array, axis: int) -> jax.Array:
+    """For each dead synapse, how many dead ones of its unit come before it, in random order.
+
+    The units pass through one shuffled order, each from a random place on and round: any set of
+    synapses is then as likely to come first as any other, and only that one order is sorted.
+    """
+    of_order, of_start = jax.random.split(key)
+    places, units = links.shape[axis], links.shape[1 - axis]
+    order = jax.random.permutation(of_order, places)
+    dead = jnp.moveaxis(~links, axis, 0)[order].astype(jnp.int32)
+    upto = jnp.cumsum(dead, axis=0)
+    before = upto - dead
+    start = jax.random.randint(of_start, (1, units), 0, places)
+    queue = before - jnp.take_along_axis(before, start, axis=0)
+    queue = jnp.where(queue < 0, queue + upto[-1], queue)
+    return jnp.moveaxis(queue[jnp.argsort(order)], 0, axis).astype(jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ def by_momentum(fraction: Fraction = 0.3, *, redistribute: bool = True) -> ByMom
     Asks for the signal ``momentum``: ``with_signals(chain, momentum=signals.momentum(0.9))``. With
     ``redistribute``, woken synapses are shared out among all leaves in proportion to the mean
     absolute momentum of each leaf's living synapses before the cut; within a leaf, the dead of
-    the largest absolute momentum wake. (Each leaf is sorted for that, at events only.)
+    the largest absolute momentum wake.
 
     Args:
       fraction: as for :func:`at_random`.

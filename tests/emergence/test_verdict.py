@@ -37,6 +37,7 @@ def around(mean, n=20, sd=1.0):
     ("claims", "seeds", "message"),
     [
         (one(metric=""), (1, 2), "claims.h1 has no primary metric"),
+        (One(not_claimed=("h7",)), (1, 2), "names h7; the claims of this study are h1"),
         (one(statement=""), (1, 2), "claims.h1 does not say what is claimed"),
         (one(direction="equal"), (1, 2), "without saying how near is equal"),
         (One(pilot_seeds=(1, 5)), (5, 6), r"seeds [5] were looked at in the pilot"),
@@ -49,6 +50,12 @@ def around(mean, n=20, sd=1.0):
 def test_what_cannot_be_judged_is_refused_before_the_run(claims, seeds, message):
     with pytest.raises(ClaimError, match=re.escape(message)):
         verdict.check(claims, seeds)
+
+
+def test_a_claim_that_is_not_made_is_not_judged_nor_corrected_for():
+    metrics = {"gain": around(0.52), "loss": around(-0.45)}
+    (judged,) = verdict.judge(Two(not_claimed=("h2",)), metrics)
+    assert judged == verdict.judge(One(), metrics)[0]
 
 
 def test_an_exploratory_run_may_use_the_pilots_seeds():

@@ -40,3 +40,14 @@ def draw(seed, **shapes):
 def ones(params):
     """A mask under which all live."""
     return jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+
+
+def sainte_lague(weights, number, most):
+    """Units one by one to the largest quotient."""
+    has = [0] * len(weights)
+    for _ in range(min(number, sum(most))):
+        quotients = [
+            w / (2 * h + 1) if h < m else -1.0 for w, h, m in zip(weights, has, most, strict=True)
+        ]
+        has[quotients.index(max(quotients))] += 1
+    return has

@@ -13,6 +13,7 @@ import pytest
 from adaptivenet import pruning
 from adaptivenet.pruning import regrowth
 from adaptivenet.pruning.regrowth import by_gradient, by_momentum, cosine_fraction, homeostatic
+from tests.pruning.events import sainte_lague
 
 ZERO = {"w": jnp.zeros((4, 5))}
 WEIGHTS = {"w": jnp.arange(1.0, 21.0).reshape(4, 5)}
@@ -228,46 +229,41 @@ class TestByGradient:
 
 
 class TestByMomentum:
-    def shares(self, weights, room, capacity):
-        """Seats one by one to the highest quotient: the method of Sainte-Lague."""
-        seats = [0] * len(weights)
-        for _ in range(room):
-            quotients = [
-                w / (2 * s + 1) if s < c else -1.0
-                for w, s, c in zip(weights, seats, capacity, strict=True)
-            ]
-            seats[int(np.argmax(quotients))] += 1
-        return seats
+    def test_the_momentum_wakes_and_its_mean_shares_out(self):
+        momentum = {"a": jnp.array([-2.0, 4.0, 6.0]), "b": jnp.array([9.0, -1.0])}
+        mask = {"a": jnp.array([True, False, True]), "b": jnp.zeros(2, bool)}
+        rule = by_momentum(0.3)
+        assert rule.priority(momentum, momentum=momentum)["a"].tolist() == [2.0, 4.0, 6.0]
+        shares = rule.shares(momentum, momentum=momentum, mask=mask)
+        assert [float(v) for v in shares.values()] == [4.0, 0.0]  # nothing lives in b
 
-    @pytest.mark.parametrize("scale", [1.0, 3.0, 100.0])
+    @pytest.mark.parametrize("scale", [1.0, 100.0])
     def test_leaves_receive_their_share_and_the_largest_momentum_wakes(self, scale):
         rng = np.random.default_rng(1)
         momentum = {
             k: jnp.asarray(rng.normal(size=s) * f, jnp.float32)
             for k, s, f in (("a", (6, 8), 1.0), ("b", (5, 4), scale), ("c", (3, 2), 0.5))
         }
-        mask = {k: jnp.asarray(rng.random(v.shape) < 0.6) for k, v in momentum.items()}
-        kept = {k: v & jnp.asarray(rng.random(v.shape) < 0.6) for k, v in mask.items()}
-        rule = by_momentum(0.3)
-        order = rule.priority(momentum, momentum=momentum, mask=mask, kept=kept)
-        dead = {k: ~np.asarray(v) for k, v in kept.items()}
-        room = 20
-        woken = _top(order, dead, room)
-        means = [np.abs(momentum[k])[np.asarray(mask[k])].mean() for k in order]
-        capacity = [int(dead[k].sum()) for k in order]
-        expected = self.shares(means, room, capacity)
-        assert [int(woken[k].sum()) for k in order] == expected
-        assert sum(expected) == room
-        for k, number in zip(order, expected, strict=True):
-            size = np.where(dead[k], np.abs(momentum[k]), -1.0).ravel()
+        params = jax.tree.map(jnp.ones_like, momentum)
+        pruner = pruning.prune(0.5, score=pruning.random, regrow=by_momentum(0.4))
+        _, state = pruner.update(params, pruner.init(params), params, momentum=momentum)
+        kept = {k: np.asarray(v) for k, v in state.survivors.items()}
+        woken = {k: np.asarray(v) & ~kept[k] for k, v in pruning.mask(state).items()}
+        means = [np.abs(v).mean() for v in momentum.values()]  # all lived
+        dead = [int((~v).sum()) for v in kept.values()]
+        expected = sainte_lague(means, 15, dead)
+        assert [int(v.sum()) for v in woken.values()] == expected
+        assert sum(expected) == 15  # 0.4 of 37
+        for k, number in zip(momentum, expected, strict=True):
+            size = np.where(~kept[k], np.abs(momentum[k]), -1.0).ravel()
             assert set(np.flatnonzero(woken[k])) == set(np.argsort(-size)[:number])
 
-    def test_without_redistribution_it_is_the_momentum(self):
-        rule = by_momentum(0.3, redistribute=False)
-        order = rule.priority(
-            TREE, momentum={"w": jnp.array([-2.0])}, mask={"w": jnp.ones(1, bool)}
-        )
-        assert order["w"].tolist() == [2.0]
+    def test_without_redistribution_leaves_keep_their_counts(self):
+        rule = by_momentum(0.5, redistribute=False)
+        pruner = pruning.prune(0.5, regrow=rule, allocation=pruning.Uniform())
+        momentum = jax.tree.map(jnp.ones_like, TREE)
+        _, state = pruner.update(TREE, pruner.init(TREE), TREE, momentum=momentum)
+        assert [int(m.sum()) for m in leaves_of(pruning.mask(state))] == [12, 6]
 
     def test_in_a_pruner(self):
         pruner = pruning.prune(0.5, regrow=by_momentum(0.25), allocation=pruning.Uniform())
@@ -431,3 +427,27 @@ def test_all_rules_are_plain_values():
     assert by_momentum(0.3) == regrowth.ByMomentum(0.3)
     assert homeostatic(0.3, fan_in=2) == regrowth.Homeostatic(0.3, 2)
     assert cosine_fraction(0.3, 10) == cosine_fraction(0.3, 10)
+
+
+class TestQueue:
+    LINKS = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0]], dtype=bool)
+
+    @pytest.mark.parametrize("axis", [0, 1])
+    def test_the_dead_of_a_unit_are_numbered_each_once(self, axis):
+        queue = np.asarray(regrowth._queue(jnp.asarray(self.LINKS), jax.random.key(0), axis))
+        for links, numbers in zip(
+            np.moveaxis(self.LINKS, axis, 1), np.moveaxis(queue, axis, 1), strict=True
+        ):
+            assert sorted(numbers[~links]) == list(range(int((~links).sum())))
+
+    def test_pairs_come_first_equally_often(self):
+        """Ten pairs of five dead synapses of one unit; independent of another unit's."""
+        links, keys = jnp.zeros((5, 2), bool), jax.random.split(jax.random.key(1), 4000)
+        queue = np.asarray(jax.vmap(regrowth._queue, (None, 0, None))(links, keys, 0))
+        first = queue < 2
+        pairs = [tuple(np.flatnonzero(row)) for row in first[:, :, 0]]
+        counts = np.unique(pairs, axis=0, return_counts=True)[1]
+        assert len(counts) == 10
+        assert np.abs(counts - 400).max() < 5 * np.sqrt(400 * 0.9)
+        same = (first[:, :, 0] == first[:, :, 1]).all(axis=1).mean()
+        assert same < 0.25  # 0.1 if units were independent, 1 if they shared their order

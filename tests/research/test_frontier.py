@@ -166,3 +166,34 @@ def test_gains_are_paired_by_seed_and_tables_say_what_was_missed():
     assert set(found) == {"gain_norm"}
     targets = frontier_measures.tables(config, m)[1]
     assert [row[3] for row in targets.rows] == ["reached", "missed by 15.00"]
+
+
+class TestShifted:
+    def test_each_image_moves_as_a_whole(self):
+        images = jnp.zeros((200, 5, 5)).at[:, 2, 1].set(1.0).at[:, 4, 4].set(2.0)
+        moved = frontier_arms.shifted(jax.random.key(0), images.reshape(200, 25), 1)
+        moved = np.asarray(moved).reshape(200, 5, 5)
+        seen = set()
+        for image in moved:
+            (y, x), *_ = np.argwhere(image == 1.0)
+            seen.add((int(y - 2), int(x - 1)))
+            corner = np.argwhere(image == 2.0)
+            if y > 2 or x > 1:
+                assert len(corner) == 0  # it left the frame
+            else:
+                assert corner.tolist() == [[y + 2, x + 3]]
+        assert seen == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+
+    def test_only_square_images_can_be_moved(self):
+        with pytest.raises(ValueError, match="12 features are no square image"):
+            frontier_arms.shifted(jax.random.key(0), jnp.zeros((2, 12)), 1)
+
+    def test_training_takes_it(self):
+        one = training("magnitude", shift=1, epochs=1)
+        made = jax.eval_shape(
+            one.chunk,
+            jax.eval_shape(one.begin, jax.random.key(0), jnp.float32(0.5), task(16)),
+            jnp.float32(0.5), jax.random.key(0), jnp.zeros((one.steps, 8), jnp.int32),
+            jnp.int32(0), task(16), None,
+        )  # fmt: skip
+        assert made.params["dense1"]["kernel"].shape == (16, 128)
