@@ -47,6 +47,7 @@ class Claims(Preregistration):
     l3_rewinding: Hypothesis = study.BLANK
     l3_random: Hypothesis = study.BLANK
     l4_density: Hypothesis = study.BLANK
+    l4_layers: Hypothesis = study.BLANK
     l4_compute: Hypothesis = study.BLANK
     l4_rewinding: Hypothesis = study.BLANK
     l5_accuracy: Hypothesis = study.BLANK

@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 # `original` and `rewound` go back to step 0 and to step k; their `other` is a second ticket of the
 # same start, found with other batches. `reinit` has the mask of `rewound` and a new initialization,
-# `random` its weights of step k at random places; `oneshot` is cut once, and `long` as well, but is
-# trained in every round, as long in all as `rewound`; so is `kept`, which is cut in every round and
-# goes on with the weights that it has. WHOLE is trained from step 0, PART from step k.
+# `random` its weights of step k at random places. `oneshot` is cut once; `matched` as well, to as
+# many synapses in each layer as `rewound` has; and `long`, which is trained in every round, as long
+# in all as `rewound`. So is `kept`, which is cut in every round and goes on with the weights that
+# it has. WHOLE is trained from step 0, PART from step k.
 WHOLE: tuple[str, ...] = ("original a", "original b", "original other", "reinit a")
 PART: tuple[str, ...] = ("rewound a", "rewound b", "rewound other", "random a", "random b")
-PART += ("oneshot a", "long a", "kept a")
+PART += ("oneshot a", "long a", "kept a", "matched a")
 MEMBERS: tuple[str, ...] = WHOLE + PART
 # Each of these follows its own mask.
 IMP = ("original a", "original other", "rewound a", "rewound other", "kept a")
@@ -121,6 +122,17 @@ def cut(params: Any, mask: Any, rate: Any) -> Any:
     return lottery.imp_round(params, mask, rate)
 
 
+@jax.jit
+@jax.vmap
+def cut_like(params: Any, mask: Any) -> Any:
+    """One cut by magnitude to as many synapses in each layer as a mask has."""
+
+    def layer(kept: jax.Array, weights: jax.Array) -> jax.Array:
+        return an.selection.top_mask([jnp.abs(weights)], jnp.sum(kept, dtype=jnp.int32))[0]
+
+    return an.trees.map_synapses(layer, mask, params)
+
+
 def next_masks(
     config: Config, ends: Members, dense: Any, masks: Members, keys: jax.Array, last: Any
 ) -> dict[str, Any]:
@@ -147,6 +159,7 @@ def next_masks(
         "reinit a": found["rewound a"],
         "random a": shuffled,
         "random b": shuffled,
+        "matched a": cut_like(dense, found["rewound a"]),
         "long a": last,
     }
 

@@ -12,6 +12,7 @@ COLOURS = {
     "rewound": "#0072B2",
     "original": "#56B4E9",
     "oneshot": "#009E73",
+    "matched": "#7A7A00",
     "long": "#000000",
     "kept": "#CC79A7",
     "random": "#E69F00",
@@ -21,6 +22,7 @@ MARKS = {
     "rewound": "o",
     "original": "s",
     "oneshot": "^",
+    "matched": "X",
     "long": "*",
     "kept": "P",
     "random": "v",
@@ -46,6 +48,7 @@ def draw(config: Any, outcome: Any) -> Any:
         "original": "ticket, back to step 0",
         "kept": "rounds without going back",
         "oneshot": "one cut",
+        "matched": "one cut, the ticket's layer sizes",
         "long": "one cut, as many steps in all",
         "random": "random mask",
         "reinit": "ticket, new initialization",
@@ -82,7 +85,7 @@ def draw(config: Any, outcome: Any) -> Any:
 
 
 def _accuracy(axis: Any, curves: Any, density: Any, spoken: Any) -> None:
-    for arm in ("rewound", "original", "kept", "oneshot", "reinit", "random"):
+    for arm in ("rewound", "original", "kept", "oneshot", "matched", "reinit", "random"):
         values = 100 * curves["accuracy"][:, :, MEMBERS.index(f"{arm} a")]
         _line(axis, density, values, arm, spoken[arm])
     last = 100 * curves["accuracy"][:, -1, MEMBERS.index("long a")]
@@ -101,6 +104,7 @@ def _leads(axis: Any, metrics: Any) -> None:
         "original": "step\n0",
         "kept": "never\nback",
         "oneshot": "one\ncut",
+        "matched": "equal\nlayers",
         "long": "as\nlong",
         "random": "rand.\nmask",
         "reinit": "new\ninit.",

@@ -97,9 +97,9 @@ def metrics(config: Config, curves: dict[str, np.ndarray]) -> dict[str, np.ndarr
     """
     m = {}
     final = dict(zip(MEMBERS, curves["accuracy"][:, -1].T.astype(np.float64), strict=True))
-    for arm in ("rewound", "original", "reinit", "random", "oneshot", "long", "kept"):
+    for arm in ("rewound", "original", "reinit", "random", "oneshot", "matched", "long", "kept"):
         m[f"{arm}_accuracy"] = final[f"{arm} a"]
-    for arm in ("original", "reinit", "random", "oneshot", "long", "kept"):
+    for arm in ("original", "reinit", "random", "oneshot", "matched", "long", "kept"):
         m[f"beyond_{arm}"] = m["rewound_accuracy"] - m[f"{arm}_accuracy"]
     ticket = curves["accuracy"][:, :, MEMBERS.index("rewound a")].astype(np.float64)
     m["dense_accuracy"], m["winning_accuracy"] = ticket[:, 0], ticket[:, config.winning_round]

@@ -81,7 +81,7 @@ def replay():
 
 def test_without_a_cut_every_arm_of_a_start_and_an_order_is_the_dense_network(outcome):
     first = {member: accuracy(outcome, member)[:, 0] for member in lottery_arms.MEMBERS}
-    for member in ("random a", "oneshot a", "long a", "kept a", "original a"):
+    for member in ("random a", "oneshot a", "matched a", "long a", "kept a", "original a"):
         np.testing.assert_array_equal(first[member], first["rewound a"])
     np.testing.assert_array_equal(first["random b"], first["rewound b"])
     assert np.all(outcome.curves["overlap"][:, 0] == 1.0)
@@ -152,7 +152,8 @@ def test_all_arms_have_one_count_and_random_masks_that_of_each_layer(replay):
         for member in lottery_arms.MEMBERS:
             kept = left[1] if member == "long a" else keep
             assert np.all(counts(masks[member]).sum(0) == kept), member
-        np.testing.assert_array_equal(counts(masks["random a"]), counts(masks["rewound a"]))
+        for member in ("random a", "matched a"):
+            np.testing.assert_array_equal(counts(masks[member]), counts(masks["rewound a"]))
         assert masks["reinit a"] is masks["rewound a"]
         assert masks["random b"] is masks["random a"]
         moved, kept = (masks[m]["dense1"]["kernel"] for m in ("random a", "rewound a"))
@@ -168,6 +169,15 @@ def test_one_cut_keeps_the_strongest_of_the_dense_network(replay):
             weights = np.concatenate([np.abs(w[seed]).ravel() for w in rounds.kernels(dense)])
             kept = np.concatenate([m[seed].ravel() for m in jax.tree.leaves(mask)])
             assert weights[kept].min() > weights[~kept].max()
+
+
+def test_a_cut_to_the_tickets_layers_keeps_the_strongest_of_each(replay):
+    (_, first, second), _, dense, _ = replay
+    for masks in (first, second):
+        layers = zip(rounds.kernels(dense), jax.tree.leaves(masks["matched a"]), strict=True)
+        for weights, kept in layers:
+            for w, m in zip(np.abs(weights), np.asarray(kept), strict=True):
+                assert w[m].min() > w[~m].max()
 
 
 def test_what_is_cut_stays_zero(replay):
