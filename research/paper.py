@@ -16,7 +16,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,18 @@ from research.paper_text import macros_used, typed_numbers, verdicts_claimed
 from research.results import ResultsError, read_results
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
-MAIN_JOB = "adaptive_compression_mnist"  # the results file whose figure the README shows
-IN_README = (MAIN_JOB, "bimodality_small", "feedback_small")  # and those whose tables it shows
+MAIN_JOB = "adaptive_compression_mnist"
+PICTURES = (MAIN_JOB, "frontier_small")  # the results files whose figures the README shows
+# And those whose tables it shows: claims (or models), or a table that the study prints, by number.
+IN_README = (
+    (MAIN_JOB, 0),
+    ("bimodality_small", 0),
+    ("feedback_small", 0),
+    ("frontier_small", 2),
+    ("frontier_stretch", 2),
+    ("frontier_lenet300", 3),
+    ("frontier_lenet5", 3),
+)
 PACKAGES = "texlive-latex-recommended texlive-fonts-recommended texlive-bibtex-extra latexmk"
 
 
@@ -99,7 +109,12 @@ def results_of(paper: Path) -> list[Path]:
 
 def tables(paper: Path) -> dict[Path, str]:
     """The tables that the results files give, each with its text."""
-    texts = {path.stem: paper_tables.tabular(read_results(path)) for path in results_of(paper)}
+    texts: dict[str, str | None] = {}
+    for path in results_of(paper):
+        document = read_results(path)
+        texts[path.stem] = paper_tables.tabular(document)
+        for number, table in enumerate(_tables_of(path), start=1):
+            texts[f"{path.stem}_{number}"] = paper_tables.printed(document, table)
     return {paper / "tables" / f"{stem}.tex": text for stem, text in texts.items() if text}
 
 
@@ -110,7 +125,7 @@ def pictures(paper: Path, path: Path) -> list[Path]:
     if not (main_job or document.get("verdicts")):
         return []
     drawn = [paper / "figures" / f"{path.stem}.pdf"]
-    if main_job and path.stem == MAIN_JOB:
+    if path.stem in PICTURES:
         drawn.append(paper.parent / "docs" / "figures" / f"{path.stem}.png")
     return drawn
 
@@ -234,13 +249,18 @@ def _stale(paper: Path) -> Iterator[str]:
 
 def _readme(paper: Path) -> tuple[Path, str] | None:
     """The README and its text with the tables that it shows, where there are results for them."""
-    file, shown = paper.parent / "README.md", [paper / "results" / f"{n}.json" for n in IN_README]
-    shown = [path for path in shown if path.exists()]
+    file, shown = (
+        paper.parent / "README.md",
+        [(paper / "results" / f"{n}.json", t) for n, t in IN_README],
+    )
+    shown = [(path, number) for path, number in shown if path.exists()]
     if not shown:
         return None
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    for path in shown:
-        text = paper_tables.in_readme(text, path.stem, read_results(path))
+    for path, number in shown:
+        name = f"{path.stem}_{number}" if number else path.stem
+        table = _tables_of(path)[number - 1] if number else paper_tables.told(read_results(path))
+        text = paper_tables.in_readme(text, name, table)
     return file, text
 
 
@@ -287,6 +307,11 @@ def _rejudge(path: Path) -> Any:
         ) from None
 
 
+def _tables_of(path: Path) -> Sequence[study.Table]:
+    """The tables that a study prints beside its verdicts."""
+    return _rejudge(path)[3].tables if read_results(path).get("tables") else ()
+
+
 def _draw(path: Path, drawn: list[Path]) -> None:
     for picture in drawn:
         picture.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +323,8 @@ def _draw(path: Path, drawn: list[Path]) -> None:
     with study.style():
         figure = module.draw(config, outcome)
         for picture in drawn:
-            figure.savefig(picture, metadata={"CreationDate": None})
+            undated = {} if picture.suffix == ".png" else {"metadata": {"CreationDate": None}}
+            figure.savefig(picture, dpi=200, **undated)
 
 
 def _stamp_file(paper: Path, path: Path) -> Path:

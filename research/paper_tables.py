@@ -69,6 +69,27 @@ def tabular(document: Mapping[str, Any]) -> str | None:
     return _controls(document) if document.get("simulations") else None
 
 
+def printed(
+    document: Mapping[str, Any], table: tuple[str, Sequence[str], Sequence[Sequence[str]]]
+) -> str:
+    """The paper's form of a table that a study prints.
+
+    Args:
+      document: the results that it comes from.
+      table: title (which the caption says), headings, and rows of cells; the first column is text.
+
+    Returns:
+      A booktabs tabular.
+    """
+    _, heads, rows = table
+
+    def cell(text: str) -> str:
+        return escape(text).replace("±", r"$\pm$")
+
+    lines = [[cell(text) for text in row] for row in rows]
+    return _booktabs(document, "l" + "r" * (len(heads) - 1), [cell(h) for h in heads], lines)
+
+
 def main_rows(document: Mapping[str, Any]) -> list[list[str]]:
     """Model, test accuracy, non-zero parameters, bytes of the file, sparsity; one row an arm."""
     rows = []
@@ -87,16 +108,33 @@ def markers(name: str) -> tuple[str, str]:
     return f"<!-- {name}: begin, written by make paper -->", f"<!-- {name}: end -->"
 
 
-def in_readme(readme: str, name: str, document: Mapping[str, Any]) -> str:
-    """The README with a results document's table between its markers.
+def told(document: Mapping[str, Any]) -> tuple[str, Sequence[str], Sequence[Sequence[str]]]:
+    """What the README says of results: a study's claims, or the main job's models.
+
+    Args:
+      document: the results.
+
+    Returns:
+      A title (none), the headings, and rows of cells.
+    """
+    if document.get("verdicts"):
+        return "", ("claim", "mean [interval]", "verdict"), _claims(document)
+    heads = ("model", "test accuracy %", "non-zero parameters", "bytes of the file", "sparsity %")
+    return "", heads, main_rows(document)
+
+
+def in_readme(
+    readme: str, name: str, table: tuple[str, Sequence[str], Sequence[Sequence[str]]]
+) -> str:
+    """The README with a table between its markers.
 
     Args:
       readme: its text.
-      name: of the results file.
-      document: the results: the main job's, or those of a study with claims.
+      name: of the table.
+      table: title, headings, and rows of cells.
 
     Returns:
-      The text with the table of this document; the same text if it held it.
+      The text with this table; the same text if it held it.
 
     Raises:
       ResultsError: the markers are not there, once each and in order.
@@ -109,17 +147,14 @@ def in_readme(readme: str, name: str, document: Mapping[str, Any]) -> str:
             f"README.md: the table of {name} wants one line {first!r} and, below it, one line "
             f"{last!r}; put them around it."
         )
-    if document.get("verdicts"):
-        heads, rows = ("claim", "mean [interval]", "verdict"), _claims(document)
-    else:
-        heads = ("model", "test accuracy %", "non-zero parameters", "bytes of the file")
-        heads, rows = (*heads, "sparsity %"), main_rows(document)
+    title, heads, rows = table
     lines = [list(heads), ["---"] * len(heads), *rows]
-    table = "\n".join(
+    text = "\n".join(
         "|" + "|".join(cell if cell == "---" else f" {cell} " for cell in line) + "|"
         for line in lines
     )
-    return f"{before}{first}\n{table}\n{last}{after}"
+    text = f"{title}:\n\n{text}" if title else text
+    return f"{before}{first}\n{text}\n{last}{after}"
 
 
 def _claims(document: Mapping[str, Any]) -> list[list[str]]:

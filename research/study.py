@@ -170,6 +170,7 @@ def main(
         "verdict": {v.name: v.word for v in judged.verdicts},
         "verdicts": [v._asdict() for v in judged.verdicts],
         "emergence": judged.emergence,
+        "tables": [table.title for table in judged.tables],
         "metrics": {key: mean_interval(value) for key, value in outcome.metrics.items()},
         **outcome.to_json(),
         "seconds": round(seconds, 1),

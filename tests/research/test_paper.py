@@ -251,13 +251,28 @@ def test_the_claims_of_a_study_stand_in_the_readme():
     verdict = {"statement": "a | b", "estimate": 0.12345, "low": -0.1, "high": None}
     document = {"verdicts": [{**verdict, "word": "REFUTED"}]}
     text = "\n".join(["Before.", *paper_tables.markers("x"), "After."])
-    lines = paper_tables.in_readme(text, "x", document).splitlines()
+    lines = paper_tables.in_readme(text, "x", paper_tables.told(document)).splitlines()
     assert lines[2:5] == [
         "| claim | mean [interval] | verdict |",
         "|---|---|---|",
         "| a \\| b | 0.123 [-0.1, -] | REFUTED |",
     ]
     assert (lines[0], lines[-1]) == ("Before.", "After.")
+
+
+def test_a_table_that_a_study_prints_stands_in_the_readme_and_in_the_paper():
+    table = ("Errors, in %", ["rule", "0.9"], [["dense", "1.5 ± 0.1"], ["obd+gradient*", "-"]])
+    text = "\n".join(paper_tables.markers("x"))
+    lines = paper_tables.in_readme(text, "x", table).splitlines()
+    assert lines[1:-1] == [
+        "Errors, in %:", "", "| rule | 0.9 |", "|---|---|", "| dense | 1.5 ± 0.1 |",
+        "| obd+gradient* | - |",
+    ]  # fmt: skip
+    again = paper_tables.in_readme("\n".join(lines), "x", table).splitlines()
+    assert again == lines
+    written = paper_tables.printed({"config_hash": "abc"}, table)
+    assert r"dense & 1.5 $\pm$ 0.1 \\" in written
+    assert r"\begin{tabular}{lr}" in written
 
 
 def test_a_digit_changed_in_a_table_is_caught(root):
