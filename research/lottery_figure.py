@@ -100,7 +100,7 @@ def _leads(axis: Any, metrics: Any) -> None:
     """Every seed a dot, the mean a bar."""
     winning = 100 * metrics["winning_density"][0]
     arms = {
-        "dense": f"dense\n(at {winning:.0f} %)",
+        "dense": f"dense,\n{winning:.0f} %",
         "original": "step\n0",
         "kept": "never\nback",
         "oneshot": "one\ncut",
