@@ -48,7 +48,7 @@ class Number(NamedTuple):
 
     name: str
     of: str
-    at: str
+    at: str | Sequence[str]  # keys, joined by strokes, or listed where one has a stroke itself
     expect: float
     within: float
     times: float = 1.0
@@ -58,7 +58,7 @@ class Number(NamedTuple):
     def read(self, results: Path) -> float:
         """The number, in the paper's unit."""
         value: Any = read_results(results / f"{self.of}.json")
-        for key in self.at.split("/"):
+        for key in self.at.split("/") if isinstance(self.at, str) else self.at:
             try:
                 value = value[int(key)] if isinstance(value, list) else value[key]
             except (KeyError, IndexError, ValueError, TypeError):

@@ -88,6 +88,11 @@ def test_a_number_out_of_its_tolerance_is_named(folder):
     ]
 
 
+def test_keys_with_strokes_are_listed(folder):
+    declare(folder, at=["metrics", "dense", "mean"])
+    assert wrong(folder) == []
+
+
 @pytest.mark.parametrize("at", ["metrics/sparse/mean", "metrics/dense", "per_seed/a/7"])
 def test_a_number_that_no_file_gives_is_named(folder, at):
     declare(folder, at=at)
