@@ -20,7 +20,8 @@ from research.results import mean_interval
 # One colour a regrowth; scores that are not named stand in grey behind them.
 COLOURS = {"": "#0072B2", "gradient": "#D55E00", "momentum": "#009E73", "random": "#E69F00"}
 OTHER = "#56B4E9"
-NAMED = {"random": ":", "magnitude": "-", "fisher_tempered": "--"}
+NAMED = {"magnitude": "-", "fisher_tempered": "--"}
+WORST = 12.0  # per cent of error; above it rules are not worth a place on the axis
 
 
 def draw(config: Any, outcome: Any) -> Any:
@@ -47,44 +48,51 @@ def draw(config: Any, outcome: Any) -> Any:
 
 
 def _frontier(axis: Any, config: Any, m: Any, name: str) -> None:
-    best = getattr(config, name).rules[-1]
+    best, seen, top = getattr(config, name).rules[-1], [], WORST
     for spelled in getattr(config, name).rules:
         rule, at = read_rule(spelled), columns_of(config, name, spelled)
         errors = [100 * (1 - measured(m, "accuracy", name, spelled, s)) for s in at]
         means = [float(np.mean(e)) for e in errors]
+        seen += means
         if rule.score == "dense":
             axis.axhline(means[0], color="black", lw=0.7, ls=(0, (4, 2)))
             axis.annotate(
-                "dense", (1, means[0]), (0, 2), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", fontsize=6,
+                "dense", (0, means[0]), (2, 2), xycoords=("axes fraction", "data"),
+                textcoords="offset points", fontsize=6,
             )  # fmt: skip
             continue
         kept = [100 * (1 - s) for s in at]
-        plain = rule.score in NAMED or spelled == best
-        style = {"color": "0.75", "lw": 0.6, "zorder": 1}
-        if plain:
-            colour = COLOURS.get(rule.regrowth, OTHER)
-            style = {
-                "color": colour,
-                "ls": NAMED.get(rule.score, "-."),
-                "lw": 1.1,
-                "label": spelled,
-            }
+        style = _style(rule, spelled, best)
         if spelled == best:
-            style |= {"lw": 1.8, "zorder": 3}
             half = [_half(e) for e in errors]
             axis.errorbar(kept, means, half, fmt="none", ecolor=style["color"], lw=0.8, zorder=3)
+            top = max(WORST, 1.5 * max(means))
         axis.plot(kept, means, **style)
+    axis.plot([], [], color="0.75", lw=0.6, label="other rules")
     for _, error, ratio in LITERATURE.get(name, []):
         axis.plot(100 / ratio, error, "k+", ms=4, mew=0.9)
+        seen.append(error)
     if name in LITERATURE:
         axis.plot([], [], "k+", ms=4, label="literature")
     axis.set(xscale="log", yscale="log", xlabel="weights kept (%)")
+    axis.set_ylim(0.85 * min(seen), min(1.15 * max(seen), top))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")
     axis.tick_params(axis="y", which="minor", labelsize=5)
     axis.legend(loc="upper right", fontsize=5, handlelength=1.8)
+
+
+def _style(rule: Any, spelled: str, best: str) -> dict[str, Any]:
+    if rule.score == "l2":
+        return {"color": "black", "ls": ":", "lw": 1.1, "label": "l2: norm lost by decay"}
+    if rule.score not in NAMED and spelled != best:
+        return {"color": "0.75", "lw": 0.6, "zorder": 1}
+    style = {"color": COLOURS.get(rule.regrowth, OTHER), "ls": NAMED.get(rule.score, "-.")}
+    if rule.taught:
+        style["ls"] = ":"
+    wide = {"lw": 1.8, "zorder": 3} if spelled == best else {"lw": 1.1}
+    return {**style, **wide, "label": spelled}
 
 
 def _gains(axis: Any, config: Any, m: Any, name: str) -> None:

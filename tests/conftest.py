@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import gc
 import itertools
 import os
 import platform
@@ -107,8 +108,9 @@ def data_folder() -> Path:
 
 
 # A process may hold 65,530 memory maps (Linux's default vm.max_map_count); every compiled program
-# takes about ten and JAX keeps them all, so a worker that runs a thousand tests dies without this.
-_MAPS_KEPT = 40_000
+# takes about ten, and memory, and JAX keeps them all, so a worker that runs a thousand tests dies
+# without this (at 20,000 maps it holds about 4 GB).
+_MAPS_KEPT = 20_000
 _tests_run = itertools.count(1)
 
 
@@ -117,6 +119,7 @@ def _few_memory_maps():
     yield
     if next(_tests_run) % 20 == 0 and _memory_maps() > _MAPS_KEPT:
         jax.clear_caches()
+        gc.collect()
 
 
 def _memory_maps() -> int:
