@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import gc
+import hashlib
 import itertools
 import os
 import platform
