@@ -169,6 +169,9 @@ def shifted(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
 
     Returns:
       Images of the same shape.
+
+    Raises:
+      ValueError: the features are no square image.
     """
     side = math.isqrt(images.shape[-1])
     if side * side != images.shape[-1]:

@@ -109,7 +109,7 @@ def data_folder() -> Path:
 
 # A process may hold 65,530 memory maps (Linux's default vm.max_map_count); every compiled program
 # takes about ten, and memory, and JAX keeps them all, so a worker that runs a thousand tests dies
-# without this (at 20,000 maps it holds about 4 GB).
+# without this.
 _MAPS_KEPT = 20_000
 _tests_run = itertools.count(1)
 

@@ -45,6 +45,7 @@ def apportion(number: Count, weights: jax.Array, most: jax.Array) -> Count:
         """What each leaf holds when every quotient from these bits on is served."""
         quotient = jax.lax.bitcast_convert_type(jnp.maximum(bits, _SMALLEST), jnp.float32)
         served = jnp.floor(weights / quotient + 0.5)
+        # What is full is left out before the conversion: it may be beyond the integers.
         full = (served >= ceiling) | (bits < _SMALLEST)
         return as_count(jnp.where(full, most, jnp.where(full, 0.0, served).astype(jnp.uint32)))
 

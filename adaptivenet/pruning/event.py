@@ -138,10 +138,9 @@ def cut_and_wake(
     known_then = {**signals, "mask": mask, "kept": survivors, "key": wake_key}
     priority = jax.tree.leaves(structure.pool(scores.supply(rule.priority, params, known_then)))
     rooms = competition.rooms(contests, wanted, field, redistribute)
-    shares = None
-    if redistribute and hasattr(rule, "shares"):
-        asked: Any = rule
-        found = scores.supply(asked.shares, params, known_then)
+    shares, own = None, getattr(rule, "shares", None)
+    if redistribute and own is not None:
+        found = scores.supply(own, params, known_then)
         shares = jnp.stack(jax.tree.leaves(found)).astype(jnp.float32)
     awake = competition.wake(priority, kept, rooms, field, shares)
     if plain:
