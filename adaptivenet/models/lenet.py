@@ -6,6 +6,7 @@ ships, with 430,500 weights, which differs from LeCun's LeNet-5 of 1998 (60,000)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,13 +21,17 @@ LENET_300_100 = (784, 300, 100, 10)
 
 
 def lenet5(
-    params: Params, inputs: jax.Array, *, key: jax.Array | None = None, dropout: Any = 0.0
+    params: Params,
+    inputs: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    dropout: Any = 0.0,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Applies LeNet-5-Caffe: two convolutions with max-pooling, a hidden layer, a readout.
 
-    The convolutions (5x5, no padding, no activation, as in Caffe) are matrix products of patches:
-    XLA's own convolution is slow inside a scan on a CPU, and a vmap over parameters stays one
-    batched product.
+    The convolutions (5x5, no padding) are matrix products of patches: XLA's own convolution is slow
+    inside a scan on a CPU, and a vmap over parameters stays one batched product.
 
     Args:
         params: `{"conv1": {"kernel": [5, 5, 1, c1], "bias": [c1]}, "conv2": {"kernel":
@@ -35,6 +40,8 @@ def lenet5(
         inputs: `[..., 784]` pixels row by row, or `[..., 28, 28, 1]`, floating.
         key: Random key of the hidden layer's dropout mask; without one nothing is dropped.
         dropout: Probability of dropping a hidden unit, in `[0, 1)`; may be traced.
+        activation: Monotone, after each convolution's pooling; none, as in Caffe, or `jax.nn.relu`,
+            as in most later work on sparse networks, Sparse VD and L0 gates among it.
 
     Returns:
         `[..., outputs]` (logits), in the kernels' dtype.
@@ -65,6 +72,7 @@ def lenet5(
     hidden = inputs.astype(params["conv1"]["kernel"].dtype)
     for name in ("conv1", "conv2"):
         hidden = _halved(_convolved(hidden, **params[name]))
+        hidden = hidden if activation is None else activation(hidden)
     hidden = hidden.reshape(*hidden.shape[:-3], -1)
     hidden = jax.nn.relu(hidden @ params["dense1"]["kernel"] + params["dense1"]["bias"])
     if key is not None:

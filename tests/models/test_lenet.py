@@ -11,10 +11,10 @@ from flax import nnx
 from adaptivenet import models
 
 
-def by_flax(model, images):
+def by_flax(model, images, activation=lambda hidden: hidden):
     """The network written with Flax's layers."""
-    hidden = nnx.max_pool(model.conv1(images), (2, 2), (2, 2))
-    hidden = nnx.max_pool(model.conv2(hidden), (2, 2), (2, 2))
+    hidden = nnx.max_pool(activation(model.conv1(images)), (2, 2), (2, 2))
+    hidden = nnx.max_pool(activation(model.conv2(hidden)), (2, 2), (2, 2))
     hidden = hidden.reshape(hidden.shape[0], -1)
     return model.dense2(jax.nn.relu(model.dense1(hidden)))
 
@@ -27,6 +27,14 @@ def model():
 def test_equals_the_same_network_of_flax_layers(model):
     images = jax.random.normal(jax.random.key(1), (2, 28, 28, 1))
     np.testing.assert_allclose(model(images), by_flax(model, images), rtol=1e-5, atol=1e-5)
+
+
+def test_an_activation_between_convolution_and_pooling(model):
+    images = jax.random.normal(jax.random.key(1), (2, 28, 28, 1))
+    expected = by_flax(model, images, jax.nn.relu)
+    found = model(images, activation=jax.nn.relu)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert np.max(np.abs(found - model(images))) > 0.1
 
 
 def test_flat_images_and_a_single_one(model):
