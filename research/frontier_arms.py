@@ -91,7 +91,8 @@ def _lenet5(key: jax.Array, features: int) -> PyTree:
 SUBJECTS = {
     "mlp": _perceptron(128, 64, 10),
     "lenet300": _perceptron(*models.LENET_300_100[1:]),
-    "lenet5": Subject(_lenet5, models.lenet5),
+    # Rectified, as in the experiments of Sparse VD and of L0 gates that it is compared with.
+    "lenet5": Subject(_lenet5, partial(models.lenet5, activation=jax.nn.relu)),
 }
 
 
