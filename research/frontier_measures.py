@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptivenet import training
-from research.frontier_arms import SUBJECTS, Subject, read_rule
+from research.frontier_arms import CONTROLS, SUBJECTS, Subject, read_rule
 from research.results import mean_interval
 from research.rounds import Task, density, kernels
 from research.study import Table
@@ -209,13 +209,16 @@ def _targets(setting: Any, m: Metrics, name: str) -> Table:
 
 def _beside(setting: Any, m: Metrics, name: str) -> Table:
     rows = [[who, f"{error:g}", f"{ratio}", "-"] for who, error, ratio in LITERATURE[name]]
-    best = setting.rules[-1]
-    for sparsity in setting.sparsities:
-        values, direct, effective = (
-            measured(m, what, name, best, sparsity) for what in ("accuracy", "density", "effective")
-        )
-        ratios = [f"{1 / float(np.mean(d)):.0f}" for d in (direct, effective)]
-        error = _percent(1 - values)
-        rows.append([f"ours, {best}", error, *ratios])
+    for rule in setting.rules:
+        if read_rule(rule).score in CONTROLS:
+            continue
+        for sparsity in setting.sparsities:
+            values, direct, effective = (
+                measured(m, what, name, rule, sparsity)
+                for what in ("accuracy", "density", "effective")
+            )
+            shares = (float(np.mean(d)) for d in (direct, effective))
+            ratios = [f"{1 / share:.0f}" if share else "none left" for share in shares]
+            rows.append([f"ours, {rule}", _percent(1 - values), *ratios])
     title = f"{TITLES[name]} on MNIST: error, and weights of the dense network over weights kept"
     return Table(title, ["method", "error %", "direct", "effective"], rows)

@@ -168,6 +168,21 @@ def test_gains_are_paired_by_seed_and_tables_say_what_was_missed():
     assert [row[3] for row in targets.rows] == ["reached", "missed by 15.00"]
 
 
+def test_beside_the_literature_stands_every_rule_that_cuts():
+    rules = ("dense", "magnitude", "obd")
+    config = frontier.Config(
+        seeds=(1, 2), lenet300=dataclasses.replace(SETTING, rules=rules, sparsities=(0.75,))
+    )
+    m = {}
+    for rule, kept in (("dense", 0.0), ("magnitude", 0.75), ("obd", 0.75)):
+        for what, value in (("accuracy", 0.98), ("density", 0.25), ("effective", 0.0)):
+            m[f"{what}/lenet300/{rule}/{kept:g}"] = np.array([value, value])
+    rows = frontier_measures.tables(config, m)[-1].rows
+    ours = [row for row in rows if row[0].startswith("ours")]
+    assert [row[0] for row in ours] == ["ours, magnitude", "ours, obd"]
+    assert [row[2:] for row in ours] == [["4", "none left"]] * 2
+
+
 class TestShifted:
     def test_each_image_moves_as_a_whole(self):
         images = jnp.zeros((200, 5, 5)).at[:, 2, 1].set(1.0).at[:, 4, 4].set(2.0)
