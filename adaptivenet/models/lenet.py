@@ -41,7 +41,7 @@ def lenet5(
         key: Random key of the hidden layer's dropout mask; without one nothing is dropped.
         dropout: Probability of dropping a hidden unit, in `[0, 1)`; may be traced.
         activation: Monotone, after each convolution's pooling; none, as in Caffe, or `jax.nn.relu`,
-            as in most later work on sparse networks, Sparse VD and L0 gates among it.
+            as in the experiments of Sparse VD and of L0 gates.
 
     Returns:
         `[..., outputs]` (logits), in the kernels' dtype.
@@ -53,6 +53,7 @@ def lenet5(
     References:
         LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 86
         (1998); Jia et al., "Caffe: convolutional architecture for fast feature embedding", 2014.
+        Molchanov et al., "Variational dropout sparsifies deep neural networks", arXiv:1701.05369.
 
     >>> import jax, jax.numpy as jnp
     >>> lenet5(lenet5_init(jax.random.key(0)), jnp.zeros((3, 784))).shape
