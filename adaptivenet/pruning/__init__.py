@@ -6,6 +6,7 @@ from adaptivenet.pruning.allocations import Allocation, Fixed, Global, PerPath, 
 from adaptivenet.pruning.budgets import Budget
 from adaptivenet.pruning.combinators import lamp, mix, normalise, product
 from adaptivenet.pruning.controller import AutoState, auto
+from adaptivenet.pruning.coupling import Coupling, Group, couple
 from adaptivenet.pruning.cycles import ac_dc, cyclic, rates, sawtooth
 from adaptivenet.pruning.demands import AtLeast, Demand, OfAlive, Sparsity
 from adaptivenet.pruning.effective import effective_masks
@@ -52,6 +53,7 @@ from adaptivenet.pruning.schedules import (
     threshold,
 )
 from adaptivenet.pruning.scores import Score, magnitude, random
+from adaptivenet.pruning.shrink import Costs, ShrinkReport, Shrunk, shrink
 from adaptivenet.pruning.signals import SignalState, with_signals
 from adaptivenet.pruning.structures import Block, ByPath, Element, Structure, Unit
 from adaptivenet.pruning.transformation import Pruner, mask, prune, record, revise
@@ -67,6 +69,8 @@ __all__ = [
     "ByLinkPrediction",
     "ByMomentum",
     "ByPath",
+    "Costs",
+    "Coupling",
     "Demand",
     "Element",
     "ErdosRenyiKernel",
@@ -74,6 +78,7 @@ __all__ = [
     "FanIn",
     "Fixed",
     "Global",
+    "Group",
     "Homeostatic",
     "NofM",
     "OfAlive",
@@ -85,6 +90,8 @@ __all__ = [
     "Regrowth",
     "Schedule",
     "Score",
+    "ShrinkReport",
+    "Shrunk",
     "SignalState",
     "Sparsity",
     "Structure",
@@ -100,6 +107,7 @@ __all__ = [
     "by_momentum",
     "constant",
     "cosine_fraction",
+    "couple",
     "cubic",
     "cut_and_wake",
     "cyclic",
@@ -139,6 +147,7 @@ __all__ = [
     "revise",
     "saliency",
     "sawtooth",
+    "shrink",
     "signals",
     "snip",
     "snr",

@@ -1,0 +1,1 @@
+"""Traced functions: which units their arrays share, what is known of them, and smaller ones."""
