@@ -5,14 +5,18 @@ from __future__ import annotations
 from adaptivenet.models.functional import functional
 from adaptivenet.models.lenet import LENET_300_100, LeNet5, lenet5, lenet5_init
 from adaptivenet.models.mlp import MLP, mlp, mlp_init
+from adaptivenet.models.shrinking import ShrunkModule, TracedModule, shrink
 
 __all__ = [
     "LENET_300_100",
     "MLP",
     "LeNet5",
+    "ShrunkModule",
+    "TracedModule",
     "functional",
     "lenet5",
     "lenet5_init",
     "mlp",
     "mlp_init",
+    "shrink",
 ]

@@ -39,17 +39,34 @@ def functional(module: nnx.Module) -> tuple[Callable[..., jax.Array], Params]:
     """
     if not isinstance(module, nnx.Module):
         raise TypeError(f"functional() takes a flax.nnx.Module, got {type(module).__name__}")
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    params, rebuild = taken_apart(module, nnx.Param)
 
     def apply(
         params: Params, inputs: jax.Array, key: jax.Array | None = None, **options: Any
     ) -> jax.Array:
-        # A fresh State each call: replace_by_pure_dict works in place.
-        state = jax.tree.map(lambda leaf: leaf, template)
-        nnx.replace_by_pure_dict(state, params)
         if key is not None:
             options["key"] = key
-        return nnx.merge(graph, state, rest)(inputs, **options)
+        return rebuild(params)(inputs, **options)
 
-    template = params
-    return apply, nnx.to_pure_dict(params)
+    return apply, params
+
+
+def taken_apart(module: nnx.Module, chosen: Any) -> tuple[Params, Callable[[Params], Any]]:
+    """Some variables of a module, and the function that makes the module of their values.
+
+    Args:
+        module: Any NNX module.
+        chosen: A filter of variables, such as `nnx.Param`.
+
+    Returns:
+        Their values as a nested dict, and `rebuild(values)`, a new module.
+    """
+    graph, mine, others = nnx.split(module, chosen, ...)
+
+    def rebuild(params: Params) -> Any:
+        # Fresh states each call: replace_by_pure_dict works in place, and so may the module.
+        fresh, rest = (jax.tree.map(lambda leaf: leaf, state) for state in (mine, others))
+        nnx.replace_by_pure_dict(fresh, params)
+        return nnx.merge(graph, fresh, rest)
+
+    return nnx.to_pure_dict(mine), rebuild

@@ -57,6 +57,7 @@ from adaptivenet.pruning.shrink import Costs, ShrinkReport, Shrunk, shrink
 from adaptivenet.pruning.signals import SignalState, with_signals
 from adaptivenet.pruning.structures import Block, ByPath, Element, Structure, Unit
 from adaptivenet.pruning.transformation import Pruner, mask, prune, record, revise
+from adaptivenet.pruning.units import choose_units, unit_mask, unit_scores, zero_units
 
 __all__ = [
     "Allocation",
@@ -105,6 +106,7 @@ __all__ = [
     "by_gradient",
     "by_link_prediction",
     "by_momentum",
+    "choose_units",
     "constant",
     "cosine_fraction",
     "couple",
@@ -154,6 +156,9 @@ __all__ = [
     "synflow",
     "taylor",
     "threshold",
+    "unit_mask",
+    "unit_scores",
     "wanda",
     "with_signals",
+    "zero_units",
 ]

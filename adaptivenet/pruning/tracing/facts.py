@@ -138,7 +138,7 @@ def _follow(tape: Tape, given: Sequence[Fact], facts: Facts) -> list[Fact]:
 
 
 def _constant(value: Any) -> Fact:
-    if jnp.issubdtype(getattr(value, "dtype", np.asarray(value).dtype), jax.dtypes.prng_key):
+    if hasattr(value, "dtype") and _is_key(value):
         full = np.ones(np.shape(value), bool)
         return Fact(value, full, ~full)
     array = np.asarray(value)
