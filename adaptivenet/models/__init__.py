@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adaptivenet.models.drawing import draw_coupling
 from adaptivenet.models.functional import functional
 from adaptivenet.models.lenet import LENET_300_100, LeNet5, lenet5, lenet5_init
 from adaptivenet.models.mlp import MLP, mlp, mlp_init
@@ -13,6 +14,7 @@ __all__ = [
     "LeNet5",
     "ShrunkModule",
     "TracedModule",
+    "draw_coupling",
     "functional",
     "lenet5",
     "lenet5_init",
