@@ -53,7 +53,7 @@ def draw_coupling(coupling: Coupling, axes: Any = None) -> Any:
         axes.plot([column] * 2, [min(places), max(places)], color=colour, linewidth=1, zorder=1)
         for path, axis in group.members:
             face = colour if column < free else "white"
-            axes.scatter(column, rows[path], 90, face, "o", edgecolors=colour, zorder=2)
+            axes.scatter(column, rows[path], s=90, c=face, edgecolors=colour, zorder=2)
             axes.text(
                 column, rows[path], f"{axis}", ha="center", va="center_baseline", fontsize=7,
                 color="white" if column < free else "0.35", zorder=3,
