@@ -363,3 +363,14 @@ def test_public_functions_annotate_their_parameters():
             parameters = inspect.signature(value).parameters.values()
             bare += [f"{name}({p.name})" for p in parameters if p.annotation is p.empty]
     assert not bare
+
+
+def test_the_examples_in_the_quickstart_run(capsys):
+    text = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for example in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(example, "quickstart.md", "exec"), names)
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    shown = [line.rstrip() for line in text.splitlines()]
+    assert printed
+    assert [line for line in printed if line not in shown] == []

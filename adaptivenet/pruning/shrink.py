@@ -85,7 +85,7 @@ class ShrinkReport(NamedTuple):
             rows.append(f"{name:22}{old:>14,}{new:>14,}{ratio:>9}")
         for name in ("sparsity", "effective_sparsity"):
             old, new = getattr(self.before, name), getattr(self.after, name)
-            rows.append(f"{name.replace('_', ' '):22}{old:>14.4f}{new:>14.4f}{'':>9}")
+            rows.append(f"{name.replace('_', ' '):22}{old:>14.4f}{new:>14.4f}")
         rows += [f"{name:40}{old:>8} -> {new}" for name, (old, new) in self.units.items()]
         rows += [f"{name} stays whole: {why}" for name, why in self.whole.items()]
         rows += [f"a constant unit was left: {why}" for why in self.unabsorbed]
