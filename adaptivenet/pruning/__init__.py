@@ -1,6 +1,6 @@
 """Pruning: scores, schedules, allocations, structures, regrowth, and the transformation."""
 
-from adaptivenet.pruning import layerwise, lottery, reparametrise, signals
+from adaptivenet.pruning import condensed, layerwise, lottery, reparametrise, signals
 from adaptivenet.pruning.activations import input_grams, input_norms, wanda
 from adaptivenet.pruning.allocations import Allocation, Fixed, Global, PerPath, Uniform
 from adaptivenet.pruning.budgets import Budget
@@ -107,6 +107,7 @@ __all__ = [
     "by_link_prediction",
     "by_momentum",
     "choose_units",
+    "condensed",
     "constant",
     "cosine_fraction",
     "couple",
