@@ -10,7 +10,7 @@ reshapes, loops. What it cannot follow stays whole, and says why.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from adaptivenet import trees
 from adaptivenet.pruning.tracing import rules
 from adaptivenet.pruning.tracing.axes import Atom, atoms, fix, positions
-from adaptivenet.pruning.tracing.tape import Node, Tape, record
+from adaptivenet.pruning.tracing.tape import Node, Tape, contracted, record
 
 PyTree = Any
 Kept = Mapping[str, np.ndarray]
@@ -171,7 +171,21 @@ def couple(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Coupling:
         for place, axis in enumerate(node.axes):
             for atom in dict.fromkeys(atoms(axis)):
                 found.setdefault(atom, []).append((name, place))
+    summed = set(_summed(tape))
+    for atom in found:
+        if atom not in summed:
+            atom.why = atom.why or "is summed nowhere, with inputs of these shapes"
     return Coupling(tuple(_named(found)), names, tape, tuple(nodes[:count]), tuple(found), outputs)
+
+
+def _summed(tape: Tape) -> Iterator[Atom]:
+    """Units over which something sums: what does not is no hidden unit."""
+    for step in tape.steps:
+        for part in step.parts:
+            yield from _summed(part)
+        for node, dims in contracted(step):
+            for place in dims:
+                yield from atoms(node.axes[place])
 
 
 def _fix(node: Node, why: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from adaptivenet.pruning.tracing.axes import Axis, fresh
 
-__all__ = ["Node", "Step", "Tape", "bind", "record", "run"]
+__all__ = ["Node", "Step", "Tape", "bind", "contracted", "record", "run"]
 
 # What only contains another jaxpr.
 # fmt: off
@@ -131,6 +131,18 @@ def _write(
             steps.append(step)
         env.update(zip(eqn.outvars, outs, strict=True))
     return list(map(find, jaxpr.outvars))
+
+
+def contracted(step: Step) -> list[tuple[Node, tuple[int, ...]]]:
+    """The dimensions that a step sums over, those in space aside, of each operand that it does."""
+    p = step.eqn.params
+    if step.name == "reduce_sum":
+        return [(step.ins[0], tuple(p["axes"]))]
+    if step.name == "dot_general":
+        return list(zip(step.ins, map(tuple, p["dimension_numbers"][0]), strict=True))
+    if step.name == "conv_general_dilated":
+        return [(step.ins[0], (p["dimension_numbers"].lhs_spec[1],))]
+    return []
 
 
 def contained(eqn: Any) -> Any:
