@@ -57,7 +57,13 @@ from adaptivenet.pruning.shrink import Costs, ShrinkReport, Shrunk, shrink
 from adaptivenet.pruning.signals import SignalState, with_signals
 from adaptivenet.pruning.structures import Block, ByPath, Element, Structure, Unit
 from adaptivenet.pruning.transformation import Pruner, mask, prune, record, revise
-from adaptivenet.pruning.units import choose_units, unit_mask, unit_scores, zero_units
+from adaptivenet.pruning.units import (
+    choose_units,
+    removable_groups,
+    unit_mask,
+    unit_scores,
+    zero_units,
+)
 
 __all__ = [
     "Allocation",
@@ -145,6 +151,7 @@ __all__ = [
     "random",
     "rates",
     "record",
+    "removable_groups",
     "reparametrise",
     "reset_moments",
     "revise",

@@ -26,6 +26,9 @@ PyTree = Any
 
 __all__ = ["Costs", "ShrinkReport", "Shrunk", "shrink"]
 
+# Why axes stay that no one expects to go.
+NATURAL = ("is an axis of the", "is a place in space", "is a single position", "counts parts")
+
 
 class Costs(NamedTuple):
     """What a model costs on the traced inputs.
@@ -66,7 +69,7 @@ class ShrinkReport(NamedTuple):
       before: what the given model costs.
       after: what the smaller one costs.
       units: units before and after, by group, of the groups that lost some.
-      whole: groups that had to stay whole although they are no inputs or outputs, and why.
+      whole: groups that had to stay whole, and why; inputs, outputs and places in space aside.
       unabsorbed: why constant units were left that no bias could take up.
     """
 
@@ -201,7 +204,7 @@ def shrink(
         before,
         _costs(coupling, flat, effective, kept),
         {g.name: (g.count, len(kept[g.name])) for g in coupling.free if g.name in kept},
-        {g.name: g.why for g in coupling.groups if g.why and " of the " not in g.why},
+        {g.name: g.why for g in coupling.groups if g.why and not g.why.startswith(NATURAL)},
         tuple(dict.fromkeys(left)),
     )
     return Shrunk(smaller, small, opt_state, report, kept, coupling)

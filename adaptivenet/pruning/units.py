@@ -261,6 +261,12 @@ def removable_groups(coupling: Coupling, params: PyTree, *inputs: Any) -> tuple[
 
     Returns:
       Names of groups.
+
+    >>> import adaptivenet as an
+    >>> params = an.models.mlp_init(jax.random.key(0), (2, 3, 2))
+    >>> coupling = an.pruning.couple(an.models.mlp, params, jnp.ones((1, 2)))
+    >>> removable_groups(coupling, params, jnp.ones((1, 2)))
+    ('dense1/bias[0]',)
     """
     found = []
     for unit, group in zip(coupling.units, coupling.groups, strict=True):
