@@ -12,6 +12,8 @@ from flax import nnx
 
 from adaptivenet import pruning
 from adaptivenet.models.functional import taken_apart
+from adaptivenet.pruning.shrink import agree
+from adaptivenet.pruning.slimming import taken
 
 
 class ShrunkModule(NamedTuple):
@@ -144,17 +146,7 @@ def _same(wanted: Any, model: nnx.Module, inputs: tuple[Any, ...]) -> bool:
         found = model(*inputs)  # pyright: ignore[reportCallIssue]
     except Exception:
         return False  # It insists on its own sizes.
-    if jax.tree.structure(found) != jax.tree.structure(wanted):
-        return False
-
-    def close(a: Any, b: Any) -> bool:
-        if jnp.shape(a) != jnp.shape(b):
-            return False
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        scale = max(1.0, float(np.abs(a).max(initial=0.0)))
-        return bool(np.allclose(a, b, rtol=1e-4, atol=1e-5 * scale, equal_nan=True))
-
-    return all(jax.tree.leaves(jax.tree.map(close, wanted, found)))
+    return agree(wanted, found)
 
 
 def _refit(module: Any) -> None:
@@ -216,9 +208,7 @@ def _optimizer(
                     f"which has shape {jnp.shape(old[owner])}: it is that of another module, or "
                     "keeps rows and columns, which cannot be cut. Start it anew."
                 )
-            for place, positions in enumerate(places[owner]):
-                if len(positions) != value.shape[place]:
-                    value = jnp.take(value, positions, axis=place)
+            value = taken(value, places[owner])
             hits += 1
         found.append((path, variable.replace(value)))
     if not hits and any(jnp.size(v.get_value()) > 1 for _, v in nnx.to_flat_state(state)):

@@ -16,7 +16,7 @@ import numpy as np
 
 from adaptivenet import trees
 from adaptivenet.pruning.coupling import Coupling, couple
-from adaptivenet.pruning.slimming import slim_like
+from adaptivenet.pruning.slimming import slim_like, taken
 from adaptivenet.pruning.tracing.absorb import absorb
 from adaptivenet.pruning.tracing.costs import itemsize, macs, peak_bytes
 from adaptivenet.pruning.tracing.dead import dead_units, learned
@@ -192,7 +192,7 @@ def shrink(
     places = coupling.places(kept)
     treedef = jax.tree.structure(params)
     small = treedef.unflatten(
-        jnp.asarray(_taken(leaf, axes), old.dtype)
+        jnp.asarray(taken(leaf, axes), old.dtype)
         for leaf, axes, old in zip(leaves, places, jax.tree.leaves(params), strict=True)
     )
     if opt_state is not None:
@@ -221,13 +221,6 @@ def _check_leaves(params: PyTree) -> None:
 
 def _plain(leaf: Any) -> bool:
     return not (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.extended))
-
-
-def _taken(leaf: Any, axes: list[np.ndarray]) -> Any:
-    for place, positions in enumerate(axes):
-        if len(positions) != leaf.shape[place]:
-            leaf = np.take(leaf, positions, axis=place)
-    return leaf
 
 
 def _effective(coupling: Coupling, leaves: Any, data: Any, units: Mapping[Any, Any]) -> int:
@@ -265,10 +258,10 @@ def _chosen(
         found = apply(small, *inputs)
     except Exception:
         found = None  # It insists on its own sizes, as Linen does.
-    if found is not None and _agree(wanted, found):
+    if found is not None and agree(wanted, found):
         return apply
     smaller = _Smaller(apply, params, inputs, coupling, kept)
-    if not _agree(wanted, smaller(small, *inputs)):
+    if not agree(wanted, smaller(small, *inputs)):
         raise RuntimeError(
             "the smaller model does not give the outputs of the given one; it is not returned. "
             f"Please report this, with these groups:\n{coupling}"
@@ -276,7 +269,8 @@ def _chosen(
     return smaller
 
 
-def _agree(one: PyTree, other: PyTree) -> bool:
+def agree(one: PyTree, other: PyTree) -> bool:
+    """Whether outputs are the same up to rounding."""
     if jax.tree.structure(one) != jax.tree.structure(other):
         return False
 

@@ -70,7 +70,7 @@ def slim_like(tree: PyTree, params: PyTree, places: list[list[np.ndarray]]) -> P
                     f"shape {shape}: it is the state of another model, or of an optimizer that "
                     "keeps rows and columns, which cannot be cut. Start it anew with init()."
                 )
-            smaller.append(_taken(inner[0], axes) if fits else inner[0])
+            smaller.append(taken(inner[0], axes) if fits else inner[0])
             found += fits
         return jax.tree.unflatten(jax.tree.structure(node), smaller)
 
@@ -84,7 +84,8 @@ def slim_like(tree: PyTree, params: PyTree, places: list[list[np.ndarray]]) -> P
     return result
 
 
-def _taken(leaf: Any, axes: list[np.ndarray]) -> Any:
+def taken(leaf: Any, axes: list[np.ndarray]) -> Any:
+    """An array at the positions that stay, one array of them an axis."""
     for place, positions in enumerate(axes):
         if len(positions) != leaf.shape[place]:
             leaf = jnp.take(leaf, positions, axis=place)
