@@ -77,11 +77,11 @@ class Blocks:
     """The condensed arm of the founding MLP, whose inputs cannot go."""
 
     sparsity: Annotated[float, Range(ge=0, lt=1)] = 0.0
-    """share of the blocks of both large kernels that are cut; 0: it is not run"""
-    first: tuple[int, int] = (1, 64)
-    """inputs and outputs of a block of the first kernel"""
-    second: tuple[int, int] = (16, 16)
-    """and of the second"""
+    """share of the blocks of the first kernel that are cut; 0: it is not run"""
+    share: Share = 0.5
+    """the shrunk network that it starts from: one of mlp.shares"""
+    block: tuple[int, int] = (1, 64)
+    """inputs and outputs of a block, which divide that network's kernel"""
     epochs: Annotated[int, Range(ge=1)] = 20
     """passes over the training data"""
     batch_size: Annotated[int, Range(ge=1)] = 128
@@ -143,8 +143,10 @@ class Config(study.Config):
             shares = getattr(self, name).shares
             if list(shares) != sorted(set(shares), reverse=True):
                 raise ValueError(f"{name}.shares: give them falling, each once, not {shares}.")
-        if self.blocks.sparsity and not self.mlp.shares:
-            raise ValueError("blocks.sparsity: the condensed arm needs mlp.shares beside it.")
+        if self.blocks.sparsity and self.blocks.share not in self.mlp.shares:
+            raise ValueError(
+                f"blocks.share={self.blocks.share:g} is none of mlp.shares: {self.mlp.shares}."
+            )
 
 
 def run(config: Config, data: Lessons, seeds: tuple[int, ...], tick: study.Tick) -> study.Outcome:

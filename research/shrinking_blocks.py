@@ -1,7 +1,7 @@
-"""The condensed arm of the shrinking study: an MLP whose kernels are pruned in blocks.
+"""The condensed arm of the shrinking study: a smaller MLP whose first kernel is cut in blocks.
 
-Where inputs cannot go, as an image's pixels cannot, a unit still need not look at all of them.
-Blocks of the kernels that share their inputs are cut while the network trains; what is left is
+Where inputs cannot go, as an image's pixels cannot, units still need not look at all of them.
+Blocks of one input and many outputs are cut while the smaller network trains on; what is left is
 stored and multiplied without the zeros.
 """
 
@@ -43,20 +43,20 @@ def mlp(params: PyTree, inputs: jax.Array) -> jax.Array:
     return _times(last["kernel"], inputs) + last["bias"]
 
 
-def train(blocks: Blocks, task: Task, seed: int, done: Any) -> PyTree:
-    """Trains the founding MLP while blocks of its two large kernels are cut.
+def train(blocks: Blocks, params: PyTree, task: Task, seed: int, done: Any) -> PyTree:
+    """Trains a perceptron on while blocks of its first kernel are cut.
 
     Args:
       blocks: how.
+      params: of the network as it is, trained and possibly shrunk.
       task: its data.
-      seed: of everything random.
+      seed: of the batches.
       done: called after each epoch.
 
     Returns:
-      The parameters, dense arrays with zeros.
+      The parameters, arrays with zeros.
     """
-    key = jax.random.key(seed)
-    params = models.mlp_init(jax.random.fold_in(key, 0), (task.inputs.shape[-1], 128, 64, 10))
+    key = jax.random.fold_in(jax.random.key(seed), 3)
     examples = len(task.inputs)
     steps = examples // blocks.batch_size
     whole = steps * blocks.epochs
@@ -64,15 +64,13 @@ def train(blocks: Blocks, task: Task, seed: int, done: Any) -> PyTree:
     rate = optax.warmup_cosine_decay_schedule(
         0.0, faster * blocks.learning_rate, min(100, whole - 1), whole
     )
-    schedule = p.cubic(final=blocks.sparsity, start=whole // 10, end=whole // 2)
-    structure = {"dense1": p.Block(*blocks.first), "dense2": p.Block(*blocks.second)}
     pruner = p.prune(
-        schedule,
+        p.cubic(final=blocks.sparsity, start=whole // 10, end=whole // 2),
         score=p.fisher_tempered(0.25),
-        structure=p.ByPath(structure),
+        structure=p.Block(*blocks.block),
         regrow=p.by_momentum(p.cosine_fraction(0.3, round(0.85 * whole))),
         every=max(steps // 2, 1),
-        select="dense[12]/kernel",
+        select="dense1/kernel",
     )
     tx = p.with_signals(
         optax.chain(optax.adamw(rate, weight_decay=blocks.weight_decay), pruner),
@@ -102,22 +100,15 @@ def condense(blocks: Blocks, params: PyTree) -> PyTree:
     """The same network without its zeros.
 
     Args:
-      blocks: sizes of the blocks.
+      blocks: the size of a block.
       params: what :func:`train` returned.
 
     Returns:
-      The parameters, with layers of ``pruning.condensed`` in place of the two large kernels.
+      The parameters, with a layer of ``pruning.condensed`` in place of the first kernel.
     """
-    sizes = {"dense1": blocks.first, "dense2": blocks.second}
-    return {
-        name: {
-            **layer,
-            "kernel": condensed.pack_blocks(np.asarray(layer["kernel"]), sizes[name])
-            if name in sizes
-            else layer["kernel"],
-        }
-        for name, layer in params.items()
-    }
+    first = params["dense1"]
+    packed = condensed.pack_blocks(np.asarray(first["kernel"]), blocks.block)
+    return {**params, "dense1": {**first, "kernel": packed}}
 
 
 def stored(params: PyTree) -> int:

@@ -79,8 +79,8 @@ def _subject(axis: Any, config: Any, m: Any, name: str) -> None:
     span = max(low) - min(low) or 1.0
     axis.set(xscale="log", xlabel="left of the dense network (%)")
     axis.set_ylim(min(low) - 0.6 * span, max(low) + 0.25 * span)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter("")
+    axis.set_xlim(0.8 * min(min(left) for left in costs.values()), 110)
+    _ticks(axis.xaxis, (100, 50, 25, 10, 5), axis.get_xlim())
     axis.legend(loc="lower right", fontsize=4.5, handlelength=1.6, labelspacing=0.3)
 
 
@@ -103,11 +103,19 @@ def _clock(axis: Any, config: Any, m: Any, shown: list[str]) -> None:
     axis.plot([1, top], [1, 1], color="0.6", lw=0.7, ls=(0, (4, 2)))
     axis.annotate("masked", (top, 1), (-2, 2), textcoords="offset points", ha="right", fontsize=5)
     axis.set(xscale="log", yscale="log", xlabel="times fewer MACs", ylabel="times as fast")
-    for part in (axis.xaxis, axis.yaxis):
-        part.set_major_formatter("{x:g}")
-        part.set_minor_formatter("")
+    for part, limits in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+        _ticks(part, (1, 2, 4, 8, 16), limits)
     sizes = ", ".join(
         f"{'full' if place == 0 else 'dotted'}: batch {batch}"
         for place, batch in enumerate(config.batches[:2])
     )
     axis.legend(loc="upper left", fontsize=4.5, title=sizes, title_fontsize=4.5)
+
+
+def _ticks(axis: Any, values: tuple[int, ...], limits: tuple[float, float]) -> None:
+    """Whole numbers in place of powers of ten."""
+    from matplotlib.ticker import NullLocator
+
+    shown = [value for value in values if limits[0] <= value <= limits[1]]
+    axis.set_ticks(shown, [str(value) for value in shown])
+    axis.set_minor_locator(NullLocator())

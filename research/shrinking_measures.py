@@ -67,8 +67,9 @@ class Networks:
         self._note(arm, difference=apart)
 
     def add_condensed(self, blocks: Blocks, seed: int, done: Callable[[], None]) -> None:
-        """Trains, condenses and measures the founding MLP in blocks."""
-        params = condensed.train(blocks, self.course.task, seed, done)
+        """Trains, condenses and measures the founding MLP, shrunk, in blocks."""
+        shrunk = self.nets[f"shrunk/{blocks.share:g}"].variables
+        params = condensed.train(blocks, shrunk, self.course.task, seed, done)
         small = condensed.condense(blocks, params)
         self._score("condensed", condensed.mlp, small)
         kept = sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params))
