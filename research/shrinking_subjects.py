@@ -138,32 +138,32 @@ def _task(subject: Subject, setting: Any, config: Any) -> tuple[Task, tuple[str,
         return _tokens(setting, config)
     data = an.data.load(setting.data)
     data = an.data.split(an.data.standardise(data, axis=(0, 1, 2)), config.validation, seed=0)
-    check = (data.test_inputs, data.test_targets)
-    if config.measured_on == "validation":
-        check = data.validation
-    arrays = [data.train_inputs, data.train_targets, *check]
-    if arrays[0].ndim == 3:
-        arrays = [a[..., None] if a.ndim == 3 else a for a in arrays]
-    inputs, targets, check_inputs, check_targets = arrays
-    shown = [jnp.asarray(subject.inputs(np.asarray(part))) for part in (inputs, check_inputs)]
-    task = Task(shown[0], jnp.asarray(targets), shown[1], jnp.asarray(check_targets))
+    arrays = [data.train_inputs, data.train_targets, *_checked(data, config)]
+    images = [a[..., None] if a.ndim == 3 else a for a in arrays[::2]]
+    inputs, check = (jnp.asarray(subject.inputs(np.asarray(part))) for part in images)
+    task = Task(inputs, jnp.asarray(arrays[1]), check, jnp.asarray(arrays[3]))
     return task, (data.name, data.sha256)
 
 
 def _tokens(setting: Any, config: Any) -> tuple[Task, tuple[str, str]]:
     """Sequences of tokens, and the token that follows at each of their places."""
-    if setting.data in ("digits",):
+    data = an.data.load(setting.data)
+    if setting.data == "digits":
         # Pixels are read one after the other, as whole numbers from 0 to 16.
-        data = an.data.split(an.data.load(setting.data), config.validation, seed=0)
-        check = data.test_inputs if config.measured_on == "test" else data.validation[0]
-        parts = [_flat(np.rint(np.asarray(p)).astype(np.int32)) for p in (data.train_inputs, check)]
-        name, sha256 = data.name, data.sha256
+        data = an.data.split(data, config.validation, seed=0)
+        images = (data.train_inputs, _checked(data, config)[0])
+        parts = [_flat(np.asarray(part).astype(np.int32)) for part in images]
     else:
         size = setting.length + 1
-        text = an.data.split_text(an.data.load(setting.data), config.validation * size)
-        check = text.test if config.measured_on == "test" else text.validation
-        codes = [text.encode(part) for part in (text.train, check)]
+        data = an.data.split_text(data, config.validation * size)
+        check = data.test if config.measured_on == "test" else data.validation
+        codes = [data.encode(text) for text in (data.train, check or "")]
         parts = [c[: len(c) // size * size].reshape(-1, size) for c in codes]
-        name, sha256 = text.name, text.sha256
     arrays = [jnp.asarray(a) for part in parts for a in (part[:, :-1], part[:, 1:])]
-    return Task(*arrays), (name, sha256)
+    return Task(*arrays), (data.name, data.sha256)
+
+
+def _checked(data: Any, config: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The inputs and targets that accuracies are measured on."""
+    test = (data.test_inputs, data.test_targets)
+    return data.validation if config.measured_on == "validation" else test

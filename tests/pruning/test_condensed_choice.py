@@ -175,8 +175,9 @@ def test_the_real_clock():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch": 0}, "batch and repeats must be at least 1, not 0"),
-        ({"batch": 1, "repeats": 0}, "not 1 and 0"),
+        ({"batch": 0}, "batch, repeats and calls must be at least 1, not 0"),
+        ({"batch": 1, "calls": 0}, "calls must be at least 1, not 1, 30 and 0"),
+        ({"batch": 1, "repeats": 0}, "not 1, 0 and 1"),
         ({"batch": 1, "margin": 1.0}, r"margin is a share in \[0, 1\), not 1.0"),
     ],
 )
@@ -185,3 +186,16 @@ def test_what_does_not_fit_is_named(arguments, message):
         choose(fan_in_kernel(), **arguments)
     with pytest.raises(ValueError, match="reshape"):
         choose(np.ones((3, 3, 2, 2), np.float32), 1)
+
+
+def test_many_products_are_timed_in_one_program():
+    kernel, seen = fan_in_kernel(), {}
+
+    def clock(functions, repeats):
+        seen.update({name: function() for name, function in functions.items()})
+        return {name: [1.0] * repeats for name in functions}
+
+    choose(kernel, 3, blocks=[], calls=4, measure=clock)
+    assert {name: out.shape for name, out in seen.items()}["dense"] == (4, 3, 32)
+    for out in seen.values():
+        np.testing.assert_allclose(out, seen["dense"], atol=1e-4)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from adaptivenet.pruning.condensed.bcsr import pack_bcsr
 from adaptivenet.pruning.condensed.blocks import pack_blocks
@@ -143,6 +145,7 @@ def choose(
     blocks: Sequence[tuple[int, int]] = BLOCKS,
     repeats: int = 30,
     margin: float = 0.05,
+    calls: int = 1,
     measure: Measure = interleaved,
 ) -> Choice:
     """Chooses the sparse layer that is fastest for a kernel and a batch size, on this machine.
@@ -159,6 +162,8 @@ def choose(
       blocks: as for :func:`propose`.
       repeats: timed rounds of each measurement.
       margin: share of the time of dense by which a format must be faster.
+      calls: products that a timed call does one after the other, in one program: more than 1 where
+        the layer is part of a larger program and a call from Python would cost more than it.
       measure: ``measure(functions, repeats)`` gives seconds by name, one a round.
 
     Returns:
@@ -166,8 +171,8 @@ def choose(
 
     Raises:
       TypeError: a kernel that is not floating, or that is traced.
-      ValueError: a kernel of other than two dimensions, a mask of another shape, a batch or
-        repeats below 1, or a margin outside [0, 1).
+      ValueError: a kernel of other than two dimensions, a mask of another shape, a batch, repeats
+        or calls below 1, or a margin outside [0, 1).
 
     >>> clock = lambda functions, repeats: {
     ...     name: [1.0 if name == "dense" else 0.5] * repeats for name in functions}
@@ -175,14 +180,19 @@ def choose(
     >>> choose(kernel, 1, blocks=[], measure=clock).format
     'fan-in'
     """
-    if batch < 1 or repeats < 1:
-        raise ValueError(f"batch and repeats must be at least 1, not {batch} and {repeats}.")
+    if min(batch, repeats, calls) < 1:
+        raise ValueError(
+            f"batch, repeats and calls must be at least 1, not {batch}, {repeats} and {calls}."
+        )
     if not 0 <= margin < 1:
         raise ValueError(f"margin is a share in [0, 1), not {margin}.")
     layers = propose(kernel, mask, blocks=blocks)
     dense = layers["dense"]
     x = jax.random.normal(jax.random.key(0), (batch, dense.shape[0]), dense.values.dtype)
     multiply = jax.jit(apply)
+    if calls > 1:
+        x = jnp.broadcast_to(x, (calls, *x.shape))
+        multiply = jax.jit(lambda layer, many: jax.lax.map(partial(apply, layer), many))
 
     def timed(names: Sequence[str]) -> Mapping[str, Sequence[float]]:
         # The layer is an argument: constants would be folded, and compiled into other programs.
