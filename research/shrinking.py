@@ -150,54 +150,65 @@ class Config(study.Config):
 
 
 def run(config: Config, data: Lessons, seeds: tuple[int, ...], tick: study.Tick) -> study.Outcome:
-    """Trains and shrinks every subject on the seeds, and measures."""
-    found = [_measured(config, data, seed, tick, place, seeds) for place, seed in enumerate(seeds)]
-    metrics = {name: np.array([one[name] for one in found]) for name in found[0]}
+    """Trains and shrinks every subject on the seeds, and measures.
+
+    What a subject gave on a seed is kept in the run folder at once: a run that is stopped loses the
+    subject that it was at, no more.
+    """
+    folder, _ = study.open_run("shrinking", config)
+    (folder / "parts").mkdir(exist_ok=True)
+    names = [name for name in SUBJECTS if getattr(config, name).shares]
+    parts = [(seed, name) for seed in seeds for name in names]
+    work = {name: _epochs(config, name) for name in names}
+    total, finished = len(seeds) * sum(work.values()), 0
+    found: dict[int, dict[str, float]] = {seed: {} for seed in seeds}
+    for seed, name in parts:
+        path = folder / "parts" / f"{seed}-{name}.npz"
+        if not path.exists():
+            before = finished
+
+            def done(what: str = f"{SUBJECTS[name].title}, seed {seed}") -> None:
+                nonlocal finished
+                finished += 1
+                tick(what, finished / total)
+
+            numbers = _measured(config, data, name, seed, done)
+            study.Outcome({key: np.array([v]) for key, v in numbers.items()}, {}).save(path)
+            finished = before
+        finished += work[name]
+        found[seed] |= {key: v[0] for key, v in study.Outcome.load(path).metrics.items()}
+    metrics = {key: np.array([found[seed][key] for seed in seeds]) for key in found[seeds[0]]}
     return study.Outcome({**metrics, **claimed(config, metrics)}, {})
 
 
-def _measured(
-    config: Config, data: Lessons, seed: int, tick: study.Tick, place: int, seeds: tuple[int, ...]
-) -> dict[str, float]:
-    """All numbers of one seed."""
-    names = [name for name in SUBJECTS if getattr(config, name).shares]
-    total = {name: _epochs(getattr(config, name)) for name in names}
-    if config.blocks.sparsity:
-        total["mlp"] += config.blocks.epochs
-    finished, metrics = 0, {}
-    for name in names:
-        setting, subject = getattr(config, name), SUBJECTS[name]
-
-        def done(name: str = name) -> None:
-            nonlocal finished
-            finished += 1
-            share = (place + finished / sum(total.values())) / len(seeds)
-            tick(f"{name}, seed {seed}", share)
-
-        course = Course(subject, setting, data.tasks[name], seed, stepper(subject, setting))
-        networks = Networks(name, course)
-        dense = course.train(course.begin(), setting.epochs, 0, setting.learning_rate, done)
-        networks.add("dense", dense)
-        longer = course.train(dense, setting.recover, 1, setting.recover_rate, done)
-        networks.add("longer", longer)
-        for arm, random in (("shrunk", False), ("random", True)):
-            net = dense
-            for number, share in enumerate(setting.shares, 1):
-                net = course.shrink(net, dense, share, number, done, random=random)
-                networks.add(f"{arm}/{share:g}", net, beside=dense if arm == "shrunk" else None)
-        least = setting.shares[-1]
-        same = setting.epochs + setting.recover * len(setting.shares)
-        widths = networks.nets[f"shrunk/{least:g}"]
-        networks.add(f"scratch/{least:g}", course.scratch(widths, same, done))
-        if name == "mlp" and config.blocks.sparsity:
-            networks.add_condensed(config.blocks, seed, done)
-        metrics |= networks.measured(config.batches, config.rounds)
-    return metrics
+def _measured(config: Config, data: Lessons, name: str, seed: int, done: Any) -> dict[str, float]:
+    """All numbers of one subject on one seed."""
+    setting, subject = getattr(config, name), SUBJECTS[name]
+    course = Course(subject, setting, data.tasks[name], seed, stepper(subject, setting))
+    networks = Networks(name, course)
+    dense = course.train(course.begin(), setting.epochs, 0, setting.learning_rate, done)
+    networks.add("dense", dense)
+    longer = course.train(dense, setting.recover, 1, setting.recover_rate, done)
+    networks.add("longer", longer)
+    for arm, random in (("shrunk", False), ("random", True)):
+        net = dense
+        for number, share in enumerate(setting.shares, 1):
+            net = course.shrink(net, dense, share, number, done, random=random)
+            networks.add(f"{arm}/{share:g}", net, beside=dense if arm == "shrunk" else None)
+    least = f"{setting.shares[-1]:g}"
+    same = setting.epochs + setting.recover * len(setting.shares)
+    scratch = course.scratch(networks.nets[f"shrunk/{least}"], same, done)
+    networks.add(f"scratch/{least}", scratch)
+    if name == "mlp" and config.blocks.sparsity:
+        networks.add_condensed(config.blocks, seed, done)
+    return networks.measured(config.batches, config.rounds)
 
 
-def _epochs(setting: Setting) -> int:
-    after = setting.recover * (1 + 2 * len(setting.shares))
-    return 2 * setting.epochs + after + setting.recover * len(setting.shares)
+def _epochs(config: Config, name: str) -> int:
+    """Passes over the training data of a subject, all arms together."""
+    setting = getattr(config, name)
+    found = 2 * setting.epochs + setting.recover * (1 + 3 * len(setting.shares))
+    return found + (config.blocks.epochs if name == "mlp" and config.blocks.sparsity else 0)
 
 
 def draw(config: Config, outcome: study.Outcome) -> Any:

@@ -202,6 +202,27 @@ def test_a_clock_that_fails_says_why():
         shrinking_latency.measure("no_such_subject", {}, np.ones((1, 2)), (1,), 1)
 
 
+def test_a_subject_that_is_finished_is_not_run_again(tmp_path, monkeypatch):
+    made = shrinking.Config(seeds=(0, 1), output=str(tmp_path), mlp=SETTING, lstm=SETTING)
+    calls, told = [], []
+
+    def measured(config, data, name, seed, done):
+        calls.append((name, seed))
+        done()
+        if calls == [("mlp", 0), ("lstm", 0)]:
+            raise KeyboardInterrupt
+        return {f"accuracy/{name}/{arm}": seed + 0.5 for arm in ("shrunk/0.5", "random/0.5",
+                                                                 "scratch/0.5")}  # fmt: skip
+
+    monkeypatch.setattr(shrinking, "_measured", measured)
+    with pytest.raises(KeyboardInterrupt):
+        shrinking.run(made, None, (0, 1), lambda what, share: told.append(share))
+    found = shrinking.run(made, None, (0, 1), lambda what, share: told.append(share))
+    assert calls == [("mlp", 0), ("lstm", 0), ("lstm", 0), ("mlp", 1), ("lstm", 1)]
+    assert found.metrics["accuracy/mlp/shrunk/0.5"].tolist() == [0.5, 1.5]
+    assert all(0 < share < 1 for share in told)
+
+
 def config(**changes) -> shrinking.Config:
     made = shrinking.Config(
         seeds=(0, 1),
