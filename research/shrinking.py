@@ -46,6 +46,8 @@ class Setting:
     """tokens of a sequence, where the data are a text"""
     score: Literal["magnitude", "fisher", "taylor"] = "taylor"
     """of units: sums of squares of weights, of weights times gradients, or squares of their sums"""
+    compete: Literal["ranks", "means"] = "ranks"
+    """groups lose the same share each, or compete by scores divided by the mean of their group"""
     epochs: Annotated[int, Range(ge=1)] = 8
     """passes over the training data of the dense network"""
     recover: Annotated[int, Range(ge=1)] = 3

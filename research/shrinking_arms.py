@@ -7,7 +7,6 @@ network, so that each phase goes on where the one before it ended.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +19,7 @@ import optax
 import adaptivenet as an
 from adaptivenet.pruning.slimming import taken
 from research.rounds import Task
-from research.shrinking_subjects import Subject
+from research.shrinking_subjects import Subject, stays_whole
 
 if TYPE_CHECKING:
     from research.shrinking import Setting
@@ -189,8 +188,9 @@ class Course:
         coupling = p.couple(self.subject.apply, net.variables, self.example)
         scores = self._scores(coupling, net.variables, key)
         if random:
+            # Others of the same groups; how much each group loses is not left to chance.
             drawn = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-            scores = {name: drawn.random(len(values)) for name, values in scores.items()}
+            scores = {name: drawn.permutation(values) for name, values in scores.items()}
         target = macs / net.costs.macs
         if target >= 1:
             return net
@@ -209,8 +209,8 @@ class Course:
         return Net(small.params, small.opt_state, places, small.report.after)
 
     def _scores(self, coupling: Any, variables: PyTree, key: jax.Array) -> dict[str, np.ndarray]:
-        """Scores of the units that may go, each group divided by its mean."""
-        stays, setting = self.subject.stays, self.setting
+        """Scores of the units that may go, comparable between groups."""
+        setting = self.setting
         removable = p.removable_groups(coupling, variables, self.example)
         rows = jax.random.choice(
             key, len(self.task.inputs), (setting.calibration, setting.batch_size)
@@ -231,16 +231,23 @@ class Course:
                 for name in summed[0]:
                     worth = np.mean([np.square(one[name]) for one in summed], axis=0)
                     found[name] = worth / (worth.mean() or 1.0)
+        if setting.compete == "ranks":
+            found = {name: _ranks(values) for name, values in found.items()}
         return {
             name: values
             for name, values in found.items()
-            if name in removable and not (stays and re.search(stays, name))
+            if name in removable and not stays_whole(self.subject, name)
         }
 
     def _contributions(self, variables: PyTree, inputs: jax.Array, targets: jax.Array) -> PyTree:
         """Parameters times gradients: what the loss would gain, to first order, without each."""
         grads = self._gradient(variables, inputs, targets)
         return _learned(jnp.multiply, variables, grads)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Places among the values, from 1 / count to 1: every group loses the same share."""
+    return (1 + np.argsort(np.argsort(values, kind="stable"))) / len(values)
 
 
 def stepper(subject: Subject, setting: Setting) -> Callable[..., Any]:

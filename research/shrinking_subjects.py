@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,6 +52,11 @@ class Lessons(NamedTuple):
     name: str
     sha256: str
     tasks: dict[str, Task]
+
+
+def stays_whole(subject: Subject, group: str) -> bool:
+    """Whether the units of a group are none that the subject gives up."""
+    return bool(subject.stays) and re.search(subject.stays, group) is not None
 
 
 def _stateless(apply: Callable[..., jax.Array]) -> Callable[..., Any]:

@@ -130,7 +130,7 @@ def test_scratch_has_the_widths_and_nothing_else_of_the_shrunk_network(trained):
 
 @pytest.mark.parametrize("score", ["magnitude", "fisher", "taylor"])
 def test_scores_know_the_unit_that_nothing_reads(score):
-    one = course(score=score)
+    one = course(score=score, compete="means")
     dense = one.train(one.begin(), 1, 0, 0.01, nothing)
     deaf = jax.tree.map(jnp.array, dense.variables)
     deaf["dense2"]["kernel"] = deaf["dense2"]["kernel"].at[5].set(0.0)
@@ -143,6 +143,11 @@ def test_scores_know_the_unit_that_nothing_reads(score):
     scores = one._scores(coupling, deaf, jax.random.key(0))
     assert int(np.argmin(scores["dense1/bias[0]"])) == 5
     assert np.isclose(scores["dense1/bias[0]"].mean(), 1)
+    ranked = course(score=score)._scores(coupling, deaf, jax.random.key(0))
+    assert sorted(ranked["dense1/bias[0]"]) == [(1 + place) / 128 for place in range(128)]
+    assert np.argsort(ranked["dense1/bias[0]"]).tolist() == (
+        np.argsort(scores["dense1/bias[0]"], kind="stable").tolist()
+    )
 
 
 def test_running_statistics_are_found_not_learned():
