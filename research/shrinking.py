@@ -20,7 +20,7 @@ from adaptivenet.training import Range
 from research import study
 from research.shrinking_arms import Course, stepper
 from research.shrinking_measures import Networks, claimed, tables
-from research.shrinking_subjects import SUBJECTS, Lessons, load
+from research.shrinking_subjects import SUBJECTS, Lessons, load, subject_of
 
 Share = Annotated[float, Range(gt=0, lt=1)]
 
@@ -44,7 +44,7 @@ class Setting:
     """data set (never replaced by another one)"""
     length: Annotated[int, Range(ge=1)] = 64
     """tokens of a sequence, where the data are a text"""
-    score: Literal["magnitude", "fisher", "taylor"] = "taylor"
+    score: Literal["magnitude", "fisher", "taylor"] = "magnitude"
     """of units: sums of squares of weights, of weights times gradients, or squares of their sums"""
     compete: Literal["ranks", "means"] = "ranks"
     """groups lose the same share each, or compete by scores divided by the mean of their group"""
@@ -52,9 +52,9 @@ class Setting:
     """passes over the training data of the dense network"""
     recover: Annotated[int, Range(ge=1)] = 3
     """passes after each share is reached for"""
-    cuts: Annotated[int, Range(ge=1)] = 3
+    cuts: Annotated[int, Range(ge=1)] = 2
     """cuts from a share to the next, in equal ratios"""
-    spread: Annotated[float, Range(ge=0, lt=1)] = 0.2
+    spread: Annotated[float, Range(ge=0, lt=1)] = 0.4
     """part of those passes over which the cuts are spread"""
     batch_size: Annotated[int, Range(ge=1)] = 128
     """examples a step"""
@@ -125,9 +125,11 @@ class Config(study.Config):
     lenet5: Setting = Setting()
     """LeNet-5-Caffe"""
     resnet: Setting = Setting()
-    """a residual CNN with batch norm: three blocks of 16, 32 and 64 channels"""
+    """a residual CNN with batch norm: stages of 16, 32 and 64 channels"""
+    depth: Annotated[int, Range(ge=1)] = 1
+    """blocks of each of its stages; 9 make ResNet-56"""
     lstm: Setting = Setting()
-    """an LSTM of 128 cells, which reads an image row by row"""
+    """an LSTM of 64 cells, which reads an image row by row"""
     transformer: Setting = Setting()
     """a transformer: two blocks of width 64, with four heads"""
     blocks: Blocks = Blocks()
@@ -185,7 +187,7 @@ def run(config: Config, data: Lessons, seeds: tuple[int, ...], tick: study.Tick)
 
 def _measured(config: Config, data: Lessons, name: str, seed: int, done: Any) -> dict[str, float]:
     """All numbers of one subject on one seed."""
-    setting, subject = getattr(config, name), SUBJECTS[name]
+    setting, subject = getattr(config, name), subject_of(config, name)
     course = Course(subject, setting, data.tasks[name], seed, stepper(subject, setting))
     networks = Networks(name, course)
     dense = course.train(course.begin(), setting.epochs, 0, setting.learning_rate, done)

@@ -56,6 +56,7 @@ class Course:
         self.key = jax.random.key(seed)
         self.steps = len(task.inputs) // setting.batch_size
         self.example = task.inputs[:2]
+        self._removable: tuple[str, ...] = ()
         self._gradient = jax.jit(jax.grad(partial(loss, subject.apply)))
         if not self.steps:
             raise ValueError(
@@ -211,7 +212,8 @@ class Course:
     def _scores(self, coupling: Any, variables: PyTree, key: jax.Array) -> dict[str, np.ndarray]:
         """Scores of the units that may go, comparable between groups."""
         setting = self.setting
-        removable = p.removable_groups(coupling, variables, self.example)
+        if not self._removable:  # the same groups after every cut
+            self._removable = p.removable_groups(coupling, variables, self.example)
         rows = jax.random.choice(
             key, len(self.task.inputs), (setting.calibration, setting.batch_size)
         )
@@ -236,7 +238,7 @@ class Course:
         return {
             name: values
             for name, values in found.items()
-            if name in removable and not stays_whole(self.subject, name)
+            if name in self._removable and not stays_whole(self.subject, name)
         }
 
     def _contributions(self, variables: PyTree, inputs: jax.Array, targets: jax.Array) -> PyTree:

@@ -21,7 +21,7 @@ PyTree = Any
 # Groups of no use on their own: the scale of attention is a number of the model's text, so that
 # models without some dimensions of query and key would need another text.
 SCALED = r"attention/(query|key)\[2\]"
-WIDTH, HEADS, BLOCKS, CELLS, IMAGE_WIDTHS = 64, 4, 2, 128, (16, 32, 64)
+WIDTH, HEADS, BLOCKS, CELLS, IMAGE_WIDTHS = 64, 4, 2, 64, (16, 32, 64)
 
 
 class Subject(NamedTuple):
@@ -73,8 +73,8 @@ def _lenet5(key: jax.Array, task: Task) -> PyTree:
     return models.lenet5_init(key)
 
 
-def _resnet(key: jax.Array, task: Task) -> PyTree:
-    params, stats = models.resnet_init(key, task.inputs.shape[-1], IMAGE_WIDTHS, 10)
+def _resnet(key: jax.Array, task: Task, depth: int = 1) -> PyTree:
+    params, stats = models.resnet_init(key, task.inputs.shape[-1], IMAGE_WIDTHS, 10, depth=depth)
     return {"params": params, "stats": stats}
 
 
@@ -116,6 +116,21 @@ SUBJECTS = {
         stays=SCALED,
     ),
 }
+
+
+def subject_of(config: Any, name: str) -> Subject:
+    """A subject as the config wants it: the residual CNN as deep as it says.
+
+    Args:
+      config: the study's config.
+      name: of the subject.
+
+    Returns:
+      The subject.
+    """
+    if name != "resnet":
+        return SUBJECTS[name]
+    return SUBJECTS[name]._replace(init=partial(_resnet, depth=config.depth))
 
 
 def load(config: Any) -> Lessons:
