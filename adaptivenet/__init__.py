@@ -1,7 +1,8 @@
 """adaptivenet: networks that compress themselves, as optax transformations.
 
 The public API in one screen. Each name below is a submodule, loaded when it is first used, so that
-``import adaptivenet`` costs next to nothing beyond what ``import jax`` costs::
+``import adaptivenet`` costs next to nothing beyond what ``import jax`` costs;
+``an.with_posterior`` is :func:`adaptivenet.posterior.with_posterior`::
 
     import adaptivenet as an
     import optax
@@ -15,6 +16,7 @@ The public API in one screen. Each name below is a submodule, loaded when it is 
 ``trees``       paths, selection of leaves by path, masks beside parameters
 ``counts``      exact counts and fractions of any size, without 64-bit integers
 ``selection``   the exact k-th largest score of a whole pytree, without sorting or gathering
+``posterior``   what is believed of each parameter: estimators, Laplace, samplers, metrics
 ``pruning``     scores, schedules, allocations, structures, and the transformation ``prune``
 ``compression`` the file: what a sparse network weighs when written and read back
 ``data``        data sets with checksums; digits and MNIST-1D need no download
@@ -32,23 +34,23 @@ True
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from adaptivenet import (
         compression,
         counts,
         data,
         emergence,
         models,
+        posterior,
         pruning,
         selection,
         testing,
         training,
         trees,
     )
+    from adaptivenet.posterior import with_posterior
 
 __version__ = "0.1.0.dev0"
 
@@ -59,16 +61,20 @@ __all__ = [
     "data",
     "emergence",
     "models",
+    "posterior",
     "pruning",
     "selection",
     "testing",
     "training",
     "trees",
+    "with_posterior",
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     """Import the public submodule ``name`` on first use (PEP 562)."""
+    if name == "with_posterior":
+        return importlib.import_module(f"{__name__}.posterior").with_posterior
     if name in __all__ and not name.startswith("_"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(

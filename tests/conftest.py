@@ -130,8 +130,9 @@ def _memory_maps() -> int:
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(request):
     """Optimizing many small programs that run once would take most of the time of these tests."""
-    quick = {"contract", "properties", "pruning", "test_testing.py", "test_frontier.py"}
-    if not quick & {request.path.parent.name, request.path.name}:
+    folders = {"contract", "posterior", "properties", "pruning"}
+    files = {"test_frontier.py", "test_moments.py", "test_testing.py"}
+    if request.path.parent.name not in folders and request.path.name not in files:
         yield
         return
     before = jax.config.read("jax_disable_most_optimizations")

@@ -1,5 +1,6 @@
 """Pruning: scores, schedules, allocations, structures, regrowth, and the transformation."""
 
+from adaptivenet.moments import reset_moments
 from adaptivenet.pruning import condensed, layerwise, lottery, reparametrise, signals
 from adaptivenet.pruning.activations import input_grams, input_norms, wanda
 from adaptivenet.pruning.allocations import Allocation, Fixed, Global, PerPath, Uniform
@@ -15,7 +16,6 @@ from adaptivenet.pruning.event import Outcome, cut_and_wake
 from adaptivenet.pruning.initial import fixed, grasp, snip, synflow
 from adaptivenet.pruning.linkprediction import ByLinkPrediction, by_link_prediction, link_scores
 from adaptivenet.pruning.masks import apply_mask, full_mask, landing
-from adaptivenet.pruning.moments import reset_moments
 from adaptivenet.pruning.record import PruneState, Record, layered
 from adaptivenet.pruning.regrowth import (
     AtRandom,

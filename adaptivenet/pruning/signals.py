@@ -26,9 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from adaptivenet import trees
-from adaptivenet.pruning import moments
-from adaptivenet.pruning.moments import Average, Resetting
+from adaptivenet import moments, trees
+from adaptivenet.moments import Average, Resetting
 from adaptivenet.pruning.schedules import Number, known
 from adaptivenet.pruning.scores import Score, supply
 
@@ -431,6 +430,16 @@ def signal_states(opt_state: PyTree) -> list[SignalState]:
         if _is_state(node):
             found += [node, *signal_states(node.inner)]
     return found
+
+
+def resets(opt_state: PyTree) -> bool:
+    """Whether a wrapper in an optimizer state resets what is remembered of woken synapses."""
+
+    def wraps(node: Any) -> bool:
+        return hasattr(node, "resets") and hasattr(node, "inner")
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=wraps) if wraps(node)]
+    return any(node.resets or resets(node.inner) for node in found)
 
 
 def readings(opt_state: PyTree) -> dict[str, PyTree]:

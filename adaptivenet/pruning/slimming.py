@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptivenet import trees
-from adaptivenet.pruning.moments import beside
+from adaptivenet.moments import beside
 
 PyTree = Any
 

@@ -11,10 +11,11 @@ import numpy as np
 import optax
 
 from adaptivenet import trees
+from adaptivenet.moments import beside, reset_moments, woken
+from adaptivenet.posterior import gaussian as posterior
 from adaptivenet.pruning import event as events
 from adaptivenet.pruning import masks
 from adaptivenet.pruning.allocations import Allocation, Global
-from adaptivenet.pruning.moments import beside, reset_moments, woken
 from adaptivenet.pruning.record import (
     PruneState,
     Record,
@@ -28,7 +29,7 @@ from adaptivenet.pruning.record import (
 from adaptivenet.pruning.regrowth import Regrowth
 from adaptivenet.pruning.schedules import as_schedule, known
 from adaptivenet.pruning.scores import Score, magnitude, required_signals, supply
-from adaptivenet.pruning.signals import readings, signal_states
+from adaptivenet.pruning.signals import readings, resets
 from adaptivenet.pruning.structures import Element, Structure
 
 PyTree = Any
@@ -377,9 +378,11 @@ def revise(
       reset: whether to reset what the chain's state remembers of synapses that wake, as
         :func:`adaptivenet.pruning.reset_moments` does: to zero if True, to what ``init`` gives if
         this is the transformation that made ``opt_state``. By default True where the chain is
-        wrapped in ``with_signals(...)`` (unless with ``reset=False``), and else False.
+        wrapped in ``with_signals(...)`` or ``with_posterior(...)`` (unless with ``reset=False``),
+        and else False.
       **signals: what the score, the rule and the schedule ask for, such as ``validation_loss=``.
-        Signals that ``with_signals(...)`` keeps in ``opt_state`` are found there, unless given.
+        Signals that ``with_signals(...)`` keeps in ``opt_state``, and a belief that it holds, are
+        found there, unless given.
 
     Returns:
       Parameters, exactly zero where cut, and the optimizer state with the new mask. (For an
@@ -409,6 +412,8 @@ def revise(
             "the score or the regrowth rule asks for the signal 'grads', and gradients are not "
             "kept between steps: pass grads= to revise(...)."
         )
+    if "posterior" in pruner.needs and "posterior" not in signals:
+        signals["posterior"] = posterior.find(opt_state, params)
     params, state = pruner.event(params, state, {**readings(opt_state), **signals})
 
     def is_state(node: Any) -> bool:
@@ -418,7 +423,7 @@ def revise(
         lambda node: state if is_state(node) else node, opt_state, is_leaf=is_state
     )
     if reset is None:
-        reset = any(found.resets for found in signal_states(opt_state))
+        reset = resets(opt_state)
     if reset is not False and jax.tree.leaves(state.survivors):
         fresh = None if reset is True else reset.init(params)
         born = woken(state.mask, state.survivors)

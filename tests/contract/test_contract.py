@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+import adaptivenet as an
 from adaptivenet import pruning, testing
 
 
@@ -132,6 +133,18 @@ def budgeted(sparsity):
     return pruning.with_signals(chain, fisher=pruning.signals.fisher(0.9))
 
 
+def believing(sparsity):
+    """Cut by what is believed, and woken by the gradient that comes with the belief."""
+    rule = pruning.prune(
+        pruning.cubic(sparsity, 0, 4),
+        score=pruning.snr,
+        regrow=pruning.by_gradient(0.2),
+        every=2,
+    )
+    estimator = an.posterior.squared_gradient(0.9)
+    return an.with_posterior(estimator, optax.chain(optax.adam(1e-2), rule))
+
+
 OTHERS = {
     make.__name__: make
     for make in (
@@ -148,6 +161,7 @@ OTHERS = {
         linked,
         structured,
         budgeted,
+        believing,
     )
 }
 
@@ -176,6 +190,10 @@ def test_checkpoints(subject):
     testing.check_checkpoint(evolving, subject=subject)
 
 
+def test_checkpoints_with_a_belief():
+    testing.check_checkpoint(believing, subject="nnx_optimizer")
+
+
 @pytest.mark.parametrize(
     ("make", "subject"),
     [
@@ -184,6 +202,7 @@ def test_checkpoints(subject):
         (closed_loop, "nnx_state"),
         (evolving, "nnx_optimizer"),
         (accumulating, "linen"),
+        (believing, "dict"),
     ],
 )
 def test_resumed_runs(make, subject):

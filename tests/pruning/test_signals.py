@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from adaptivenet import pruning, testing, trees
-from adaptivenet.pruning import moments, signals
+from adaptivenet import moments, pruning, testing, trees
+from adaptivenet.pruning import signals
 from adaptivenet.pruning.record import prune_states
 from adaptivenet.pruning.regrowth import at_random, by_gradient
 

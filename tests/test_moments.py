@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptivenet import pruning, trees
-from adaptivenet.pruning import moments, signals
-from adaptivenet.pruning.moments import Average, reset_moments
+from adaptivenet import moments, pruning, trees
+from adaptivenet.moments import Average, reset_moments
+from adaptivenet.pruning import signals
 from adaptivenet.pruning.record import prune_states
 from adaptivenet.pruning.regrowth import at_random
 

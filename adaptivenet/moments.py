@@ -3,6 +3,10 @@
 An optimizer's moments of a dead synapse are those of another life: of the weight that was cut, or
 of gradients that moved nothing. :func:`reset_moments` finds them in any optimizer state by the
 structure and the shapes of the parameters, without a list of types.
+
+What wakes synapses is found without a list of types, too: a state with the fields ``mask``,
+``survivors``, ``step`` and ``record`` (whose ``event`` tells whether the last update was one), such
+as :class:`adaptivenet.pruning.PruneState`.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ import jax.numpy as jnp
 import optax
 
 from adaptivenet import trees
-from adaptivenet.pruning.record import PruneState, prune_states
 
 PyTree = Any
 
@@ -240,7 +243,7 @@ def _like(leaf: Any, mark: Any) -> bool:
 
 
 class Resetting:
-    """Resets the state of ``with_signals`` after an event in the step, and only then.
+    """Resets the state of a chain after an event in the step, and only then.
 
     Attributes:
       init: makes a fresh state of the parameters, for the values to start from.
@@ -253,7 +256,7 @@ class Resetting:
         self.branches: dict[Any, Any] = {}
 
     def __call__(self, before: Any, after: Any, params: PyTree) -> Any:
-        pairs = zip(prune_states(before), prune_states(after), strict=True)
+        pairs = zip(_waking(before), _waking(after), strict=True)
         for old, new in pairs:
             if not jax.tree.leaves(new.survivors) or _untouched(old, new):
                 continue
@@ -299,7 +302,19 @@ def _unchanged(touched: list[Any], params: PyTree, mask: PyTree, survivors: PyTr
     return touched
 
 
-def _untouched(old: PruneState, new: PruneState) -> bool:
+_FIELDS = ("mask", "survivors", "step", "record")
+
+
+def _waking(state: PyTree) -> list[Any]:
+    """The states that say which synapses an event woke, in the order of their leaves."""
+
+    def wakes(node: Any) -> bool:
+        return all(hasattr(node, field) for field in _FIELDS)
+
+    return [node for node in jax.tree.leaves(state, is_leaf=wakes) if wakes(node)]
+
+
+def _untouched(old: Any, new: Any) -> bool:
     """Whether the mask was passed on as it is: then this step has no event at all."""
     pairs = zip(jax.tree.leaves(old.mask), jax.tree.leaves(new.mask), strict=True)
     return all(a is b for a, b in pairs)
