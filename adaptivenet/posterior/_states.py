@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from adaptivenet import trees
+from adaptivenet.posterior._arrays import known, wide_dtype
 
 PyTree = Any
 Number = Any  # a Python number, or a traced scalar
@@ -76,7 +77,7 @@ def filled(params: PyTree, value: Any) -> PyTree:
         dtype = jnp.asarray(leaf).dtype
         if not jnp.issubdtype(dtype, jnp.floating):
             return optax.MaskedNode()
-        return jnp.zeros_like(leaf, dtype=wide(dtype)) + cast(value, wide(dtype))
+        return jnp.zeros_like(leaf, dtype=wide_dtype(dtype)) + cast(value, wide_dtype(dtype))
 
     return jax.tree.map(fill, params)
 
@@ -112,11 +113,6 @@ def cast(value: Number, like: Any) -> jax.Array:
     return jnp.asarray(value).astype(getattr(like, "dtype", like))
 
 
-def wide(dtype: Any) -> Any:
-    """The dtype to keep a state in."""
-    return jnp.dtype("float64") if dtype == jnp.dtype("float64") else jnp.dtype("float32")
-
-
 def scalar(value: Number) -> jax.Array:
     """A number in the default floating dtype."""
     return cast(value, jnp.result_type(float))
@@ -125,11 +121,6 @@ def scalar(value: Number) -> jax.Array:
 def floats(like: PyTree, params: PyTree) -> PyTree:
     """Parameters in the dtypes of a state, where it has leaves."""
     return trees.map_synapses(lambda h, p: p.astype(h.dtype), like, params)
-
-
-def known(value: Any) -> bool:
-    """Whether a value is there already, so that it can be checked."""
-    return not isinstance(value, jax.core.Tracer)
 
 
 def check_positive(name: str, value: Number) -> None:

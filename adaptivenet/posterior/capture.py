@@ -19,12 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from adaptivenet import trees
-from adaptivenet.posterior.tracing import Finder, Program, Site, run, wide, written
+from adaptivenet.posterior._arrays import wide
+from adaptivenet.posterior.tracing import Finder, Program, Site, run, written
 
 PyTree = Any
 Apply = Callable[[PyTree, Any], jax.Array]
 
-__all__ = ["Captured", "Site", "Trace", "capture", "trace", "wide"]
+__all__ = ["Captured", "Site", "Trace", "capture", "trace"]
 
 
 class Captured(NamedTuple):

@@ -25,16 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptivenet import trees
+from adaptivenet.posterior._arrays import Axes, known, unit_shape
 
 PyTree = Any
 Number = Any  # a Python number, or a traced scalar
-Axes = int | tuple[int, ...]
 
 __all__ = ["HardConcrete", "apply", "init"]
-
-
-def _known(*values: Any) -> bool:
-    return not any(isinstance(value, jax.core.Tracer) for value in values)
 
 
 def init(
@@ -68,7 +64,7 @@ def init(
     >>> init({"w": jnp.ones((3, 2))}, axis=-1)["w"].tolist()
     [[0.0, 0.0]]
     """
-    if _known(drop) and not np.all((np.asarray(drop) > 0) & (np.asarray(drop) < 1)):
+    if known(drop) and not np.all((np.asarray(drop) > 0) & (np.asarray(drop) < 1)):
         raise ValueError(f"drop must be a rate in (0, 1), not {drop}.")
     chosen = trees.synapses(params, select)
     names = iter(trees.paths(chosen))
@@ -77,21 +73,10 @@ def init(
         name = next(names)
         dtype = jnp.float64 if param.dtype == jnp.float64 else jnp.float32
         rate = jnp.asarray(drop).astype(dtype)
-        shape = param.shape if axis is None else _unit_shape(param.shape, axis, name)
+        shape = param.shape if axis is None else unit_shape(param.shape, axis, name)
         return jnp.broadcast_to(jnp.log1p(-rate) - jnp.log(rate), shape)
 
     return jax.tree.map(leaf, chosen)
-
-
-def _unit_shape(shape: tuple[int, ...], axis: Axes, name: str) -> tuple[int, ...]:
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    if any(not -len(shape) <= a < len(shape) for a in axes) or not axes:
-        raise ValueError(
-            f"leaf {name!r} of shape {shape} has no axis {axis}: give the axis of its units, or "
-            "leave the leaf out with select=."
-        )
-    own = {a % len(shape) for a in axes}
-    return tuple(n if place in own else 1 for place, n in enumerate(shape))
 
 
 @dataclass(frozen=True)
@@ -122,11 +107,11 @@ class HardConcrete:
     high: Number = 1.1
 
     def __post_init__(self) -> None:
-        if _known(self.temperature) and not np.all(np.asarray(self.temperature) > 0):
+        if known(self.temperature) and not np.all(np.asarray(self.temperature) > 0):
             raise ValueError(f"temperature must be positive, not {self.temperature}.")
-        if _known(self.low) and not np.all(np.asarray(self.low) < 0):
+        if known(self.low) and not np.all(np.asarray(self.low) < 0):
             raise ValueError(f"low must be below 0, not {self.low}: no gate would ever be zero.")
-        if _known(self.high) and not np.all(np.asarray(self.high) > 1):
+        if known(self.high) and not np.all(np.asarray(self.high) > 1):
             raise ValueError(f"high must be above 1, not {self.high}: no gate would ever be one.")
 
     def _numbers(self, like: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

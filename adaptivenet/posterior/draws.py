@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from adaptivenet import trees
-from adaptivenet.posterior._states import wide
+from adaptivenet.posterior._arrays import wide_dtype
 
 PyTree = Any
 
@@ -113,12 +113,12 @@ def noisy_value_and_grad(
 
     def add(sums: Any, now: jax.Array) -> tuple[Any, Any]:
         value, grads, products = one(now)
-        sharp = jax.tree.map(lambda g: g.astype(wide(g.dtype)), grads)
+        sharp = jax.tree.map(lambda g: g.astype(wide_dtype(g.dtype)), grads)
         return jax.tree.map(jnp.add, sums, (sharp, products)), value
 
     keys = jax.random.split(key, samples)
     zeros = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, wide(s.dtype)), jax.eval_shape(one, keys[0])[1:]
+        lambda s: jnp.zeros(s.shape, wide_dtype(s.dtype)), jax.eval_shape(one, keys[0])[1:]
     )
     sums, values = jax.lax.scan(add, zeros, keys)
     grads, products = jax.tree.map(lambda total: total / samples, sums)

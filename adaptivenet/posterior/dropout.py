@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from adaptivenet.posterior._states import wide
+from adaptivenet.posterior._arrays import wide_dtype
 
 PyTree = Any
 Number = Any  # a Python number, or a traced scalar
@@ -77,7 +77,7 @@ def mc_dropout(
 
     def one(now: jax.Array) -> PyTree:
         outputs = apply(params, inputs, key=now, dropout=dropout)
-        return jax.tree.map(lambda x: x.astype(wide(x.dtype)), outputs)
+        return jax.tree.map(lambda x: x.astype(wide_dtype(x.dtype)), outputs)
 
     def add(moments: Any, turn: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         number, now = turn

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from adaptivenet.posterior._arrays import wide
 from adaptivenet.posterior.laplace import Laplace
 from adaptivenet.posterior.structured import DiagonalPosterior, FullPosterior, Gaussian
-from adaptivenet.posterior.tracing import wide
 
 PyTree = Any
 

@@ -25,6 +25,7 @@ import numpy as np
 import optax
 
 from adaptivenet import trees
+from adaptivenet.posterior._arrays import wide
 from adaptivenet.posterior.fisher_exact import Plan, examples, in_chunks
 from adaptivenet.posterior.gaussian import Posterior
 
@@ -78,7 +79,7 @@ class _Streaming:
             leaf = jnp.asarray(leaf)
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 return optax.MaskedNode()
-            return jnp.zeros(leaf.shape, _wide(leaf).dtype)
+            return jnp.zeros(leaf.shape, wide(leaf).dtype)
 
         start = jnp.zeros((), jnp.float32)
         return FisherState(jax.tree.map(zeros, params), start, *self._scales())
@@ -131,7 +132,7 @@ class SquaredGradient(_Streaming):
     ) -> FisherState:
         """One more gradient."""
         del params, signals
-        squares = trees.map_synapses(lambda _, g: jnp.square(_wide(g)), state.mean_square, grads)
+        squares = trees.map_synapses(lambda _, g: jnp.square(wide(g)), state.mean_square, grads)
         return self._then(state, squares)
 
 
@@ -279,7 +280,7 @@ def value_and_squared_grads(
         values, squares, grads = plan.squares(
             params, part, fresh, lambda out, fresh: fresh.astype(out.dtype)[None], linear=True
         )
-        return jnp.sum(jnp.where(fresh, _wide(values), 0.0)), squares, grads
+        return jnp.sum(jnp.where(fresh, wide(values), 0.0)), squares, grads
 
     value, squares, grads = in_chunks(body, batch, number, chunk or number)
 
@@ -288,11 +289,6 @@ def value_and_squared_grads(
 
     grads = trees.map_synapses(lambda g, p: mean(g).astype(p.dtype), plan.tree(grads), params)
     return mean(value).astype(out.dtype), grads, plan.tree(list(map(mean, squares)))
-
-
-def _wide(leaf: Any) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    return leaf if leaf.dtype == jnp.float64 else leaf.astype(jnp.float32)
 
 
 def _check(decay: Number, prior: Number, **counts: Number) -> None:

@@ -29,6 +29,8 @@ import jax.extend.core
 import jax.numpy as jnp
 import optax
 
+from adaptivenet.posterior._arrays import wide_dtype
+
 PyTree = Any
 Likelihood = Literal["categorical", "gaussian", "bernoulli"]
 Kind = Literal["exact", "sampled", "empirical"]
@@ -154,7 +156,7 @@ def _summed(
 
         def cotangents(out: jax.Array, extra: Any) -> jax.Array:
             target, key, fresh = extra
-            found = rows(out.astype(_wide_dtype(out)), target, key)
+            found = rows(out.astype(wide_dtype(out.dtype)), target, key)
             return jnp.where(fresh, found, jnp.zeros_like(found))
 
         return plan.squares(params, inputs, extra, cotangents)[1]
@@ -326,7 +328,7 @@ class _Product(NamedTuple):
 
     def pull(self, param: Any, x: jax.Array, delta: jax.Array) -> jax.Array:
         """``sum_b x_b delta_b^T`` in the layout of the parameter."""
-        dtype = _wide_dtype(param)
+        dtype = wide_dtype(param.dtype)
 
         def forward(weight: jax.Array) -> jax.Array:
             for move in self.mark.moves:
@@ -423,7 +425,7 @@ class Plan:
             rows = cotangents(out, extra).astype(out.dtype)
 
             def square(grads: Any) -> Any:
-                return jax.tree.map(lambda g: jnp.square(g.astype(_wide_dtype(g))), grads)
+                return jax.tree.map(lambda g: jnp.square(g.astype(wide_dtype(g.dtype))), grads)
 
             if len(rows) == 1:
                 grads = pull(rows[0])
@@ -437,7 +439,7 @@ class Plan:
             return out, caught, jax.lax.scan(add, zeros, rows)[0], None
 
         out, caught, squared, grads = jax.vmap(one)(batch, extra)
-        wide = [jnp.square(x.astype(_wide_dtype(x))) for x in caught]
+        wide = [jnp.square(x.astype(wide_dtype(x.dtype))) for x in caught]
         sums = self._gather(leaves, wide, squared)
         return out, sums, self._gather(leaves, caught, grads) if linear else []
 
@@ -446,7 +448,7 @@ class Plan:
         sums = dict(
             zip(
                 self.loose,
-                (jnp.sum(g.astype(_wide_dtype(g)), axis=0) for g in loose),
+                (jnp.sum(g.astype(wide_dtype(g.dtype)), axis=0) for g in loose),
                 strict=True,
             )
         )
@@ -461,10 +463,6 @@ class Plan:
         for place, leaf in zip(self.floating, sums, strict=True):
             filled[place] = leaf
         return jax.tree.unflatten(self.treedef, filled)
-
-
-def _wide_dtype(leaf: Any) -> Any:
-    return jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32
 
 
 def _open(jaxpr: Any) -> tuple[Sequence[Any], Sequence[Any]]:

@@ -29,10 +29,10 @@ import optax
 
 from adaptivenet import trees
 from adaptivenet.posterior import sparse_vd
+from adaptivenet.posterior._arrays import Axes, unit_shape, wide, wide_dtype
 from adaptivenet.posterior.gaussian import Posterior
 
 PyTree = Any
-Axes = int | tuple[int, ...]
 
 __all__ = [
     "Horseshoe",
@@ -113,10 +113,6 @@ class Horseshoe(NamedTuple):
         )
 
 
-def _wide(leaf: jax.Array) -> jax.Array:
-    return leaf if leaf.dtype == jnp.float64 else leaf.astype(jnp.float32)
-
-
 def _log_scale(factors: Scales) -> tuple[jax.Array, jax.Array]:
     """Mean and variance of ``log z``: half the sum of four independent logarithms."""
     mean = 0.5 * sum((f.mean for f in factors[1:]), start=factors[0].mean)
@@ -128,7 +124,7 @@ def _moments(
     log_variance: jax.Array, mean: jax.Array, factors: Scales
 ) -> tuple[jax.Array, jax.Array]:
     m, v = _log_scale(factors)
-    mean = _wide(mean)
+    mean = wide(mean)
     second = jnp.exp(2 * m + 2 * v)
     spread = second * -jnp.expm1(-v)  # E z^2 - (E z)^2
     return mean * jnp.exp(m + 0.5 * v), jnp.exp(log_variance) * second + jnp.square(mean) * spread
@@ -169,8 +165,8 @@ def init(
     names = iter(trees.paths(chosen))
 
     def factors(leaf: jax.Array) -> Scales:
-        units = _unit_shape(leaf.shape, axis, next(names))
-        dtype = _wide(leaf).dtype
+        units = unit_shape(leaf.shape, axis, next(names))
+        dtype = wide(leaf).dtype
         spread = jnp.asarray(log_variance).astype(dtype)
 
         def start(shape: tuple[int, ...]) -> LogNormal:
@@ -183,28 +179,17 @@ def init(
 
     def unscaled(leaf: jax.Array, factor: Scales) -> jax.Array:
         m, v = _log_scale(factor)
-        return (_wide(leaf) / jnp.exp(m + 0.5 * v)).astype(leaf.dtype)
+        return (wide(leaf) / jnp.exp(m + 0.5 * v)).astype(leaf.dtype)
 
     def spread(leaf: jax.Array) -> jax.Array:
-        wide = _wide(leaf)
-        return jnp.broadcast_to(jnp.asarray(log_variance).astype(wide.dtype), wide.shape)
+        dtype = wide_dtype(leaf.dtype)
+        return jnp.broadcast_to(jnp.asarray(log_variance).astype(dtype), leaf.shape)
 
     return Horseshoe(
         trees.merge_synapses(lambda leaf, _, f: unscaled(leaf, f), chosen, params, scales_of),
         jax.tree.map(spread, chosen),
         scales_of,
     )
-
-
-def _unit_shape(shape: tuple[int, ...], axis: Axes, name: str) -> tuple[int, ...]:
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    if any(not -len(shape) <= a < len(shape) for a in axes) or not axes:
-        raise ValueError(
-            f"leaf {name!r} of shape {shape} has no axis {axis}: give the axis of its units, or "
-            "leave the leaf out with select=."
-        )
-    own = {a % len(shape) for a in axes}
-    return tuple(n if place in own else 1 for place, n in enumerate(shape))
 
 
 def kl_gamma(q: LogNormal, shape: Any, scale: Any) -> jax.Array:
@@ -283,7 +268,7 @@ def kl(state: Horseshoe, scale: Any = 1e-5) -> jax.Array:
         raise ValueError(f"scale must be positive, not {scale}: it is that of a half-Cauchy prior.")
 
     def leaf(log_variance: jax.Array, mean: jax.Array, factors: Scales) -> jax.Array:
-        mean = _wide(mean)
+        mean = wide(mean)
         own = 0.5 * (jnp.exp(log_variance) + jnp.square(mean) - 1 - log_variance)
         square = jnp.square(jnp.asarray(scale).astype(mean.dtype))
         return (
@@ -408,7 +393,7 @@ def sample(key: jax.Array, state: Horseshoe) -> PyTree:
     def leaf(log_variance: jax.Array, mean: jax.Array, factors: Scales) -> jax.Array:
         of_scale, own = jax.random.split(jax.random.fold_in(key, next(places)))
         noise = jax.random.normal(own, mean.shape, log_variance.dtype)
-        v = _wide(mean) + jnp.exp(0.5 * log_variance) * noise
+        v = wide(mean) + jnp.exp(0.5 * log_variance) * noise
         return (v * _draw_scale(of_scale, factors)).astype(mean.dtype)
 
     return trees.merge_synapses(leaf, state.log_variance, state.mean, state.scales)
@@ -448,7 +433,7 @@ def product(
     """
     of_scale, own = jax.random.split(key)
     z = _draw_scale(of_scale, factors)
-    scaled = (_wide(mean) * z).astype(mean.dtype)
+    scaled = (wide(mean) * z).astype(mean.dtype)
     return sparse_vd.product(own, x, scaled, log_variance + 2 * jnp.log(z), multiply)
 
 
@@ -483,9 +468,9 @@ def bit_widths(posterior: Posterior, axis: Axes | None = None) -> PyTree:
     names = iter(trees.paths(posterior.mean))
 
     def leaf(mean: jax.Array, precision: jax.Array) -> jax.Array:
-        mean, precision = _wide(jnp.asarray(mean)), _wide(jnp.asarray(precision))
+        mean, precision = wide(jnp.asarray(mean)), wide(jnp.asarray(precision))
         name = next(names)
-        units = () if axis is None else _unit_shape(mean.shape, axis, name)
+        units = () if axis is None else unit_shape(mean.shape, axis, name)
         others = tuple(place for place, n in enumerate(units) if n == 1)
         over = None if axis is None else others
         keep = axis is not None

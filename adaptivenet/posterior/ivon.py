@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 from adaptivenet import trees
+from adaptivenet.posterior._arrays import known
 from adaptivenet.posterior._states import (
     advanced,
     cast,
@@ -31,7 +32,6 @@ from adaptivenet.posterior._states import (
     filled,
     floats,
     initial_key,
-    known,
     noise_times_grads,
     normal,
     scalar,

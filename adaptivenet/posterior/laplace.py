@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptivenet import trees
+from adaptivenet.posterior._arrays import known, wide
 from adaptivenet.posterior.capture import Apply, Trace, trace
 from adaptivenet.posterior.gaussian import Posterior
 from adaptivenet.posterior.kronecker import kronecker, moments, summed
 from adaptivenet.posterior.structured import DiagonalPosterior, FullPosterior, Gaussian
-from adaptivenet.posterior.tracing import wide
 
 PyTree = Any
 
@@ -381,11 +381,6 @@ def _columns(
 
 
 # --- checks --------------------------------------------------------------------------------------
-
-
-def known(value: Any) -> bool:
-    """Whether a value is there already, so that it can be checked."""
-    return not isinstance(value, jax.core.Tracer)
 
 
 def _one_of(what: str, name: str, names: Sequence[str]) -> None:

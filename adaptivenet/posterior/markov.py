@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptivenet.posterior import reduction
+from adaptivenet.posterior._arrays import wide
 from adaptivenet.posterior.gaussian import Posterior
 
 PyTree = Any
@@ -146,7 +147,7 @@ class Marginals(NamedTuple):
 
 
 def _checked(graph: Graph, unary: jax.Array, coupling: Number) -> tuple[jax.Array, jax.Array]:
-    unary = reduction.wide(unary)
+    unary = wide(unary)
     if unary.shape != (graph.nodes,):
         raise ValueError(f"log odds of shape {unary.shape} for a graph of {graph.nodes} synapses.")
     coupling = jnp.asarray(coupling).astype(unary.dtype)

@@ -16,9 +16,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
+from adaptivenet.posterior._arrays import wide
 from adaptivenet.posterior.capture import Apply
 from adaptivenet.posterior.laplace import LIKELIHOODS, as_gaussian
-from adaptivenet.posterior.tracing import wide
 
 PyTree = Any
 

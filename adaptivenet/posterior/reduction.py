@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptivenet import trees
+from adaptivenet.posterior._arrays import Axes, known, wide
 from adaptivenet.posterior.gaussian import Posterior
 
 PyTree = Any
 Number = Any  # a Python number, or a traced scalar
-Axes = int | tuple[int, ...]
 
 __all__ = [
     "Reduced",
@@ -36,16 +36,6 @@ __all__ = [
     "slab_log_odds",
     "unit_change",
 ]
-
-
-def wide(leaf: Any) -> jax.Array:
-    """An array in float32, or in float64 where it is."""
-    leaf = jnp.asarray(leaf)
-    return leaf if leaf.dtype == jnp.float64 else leaf.astype(jnp.float32)
-
-
-def _known(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)
 
 
 def evidence_change(
@@ -100,7 +90,7 @@ def _priors(posterior: Posterior, prior: Posterior | Number) -> tuple[PyTree, Py
 
 def _check_spike(precisions: PyTree, spike: Number) -> None:
     for name, precision in zip(trees.paths(precisions), jax.tree.leaves(precisions), strict=True):
-        if not _known(precision):
+        if not known(precision):
             continue
         precision = np.asarray(precision, np.float64)
         if not np.all(np.isfinite(precision) & (precision > 0)):
@@ -108,7 +98,7 @@ def _check_spike(precisions: PyTree, spike: Number) -> None:
                 f"the prior's precision at leaf {name!r} must be positive and finite: give "
                 "prior= a number such as the weight decay times the number of examples."
             )
-        if not _known(spike):
+        if not known(spike):
             continue
         widest = np.asarray(spike, np.float64)
         # A prior of variance 1/p is written so in float32, hence the slack.
@@ -258,7 +248,7 @@ def slab_log_odds(
     >>> [round(x, 3) for x in slab_log_odds(belief)["w"].tolist()]
     [-1.101, 18.849]
     """
-    if _known(keep) and not np.all((np.asarray(keep) > 0) & (np.asarray(keep) < 1)):
+    if known(keep) and not np.all((np.asarray(keep) > 0) & (np.asarray(keep) < 1)):
         raise ValueError(f"keep must be a probability in (0, 1), not {keep}.")
     change = evidence_change(posterior, prior, spike)
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from adaptivenet import trees
+from adaptivenet.posterior._arrays import wide, wide_dtype
 from adaptivenet.posterior.gaussian import Posterior
 
 PyTree = Any
@@ -58,11 +59,6 @@ class SparseVD(NamedTuple):
         )
 
 
-def _wide(leaf: jax.Array) -> jax.Array:
-    """At least float32: alpha spans more decades than half precision has."""
-    return leaf if leaf.dtype == jnp.float64 else leaf.astype(jnp.float32)
-
-
 def init(params: PyTree, log_variance: Any = -10.0, select: trees.Select = None) -> SparseVD:
     """Variational parameters around a network.
 
@@ -88,14 +84,14 @@ def init(params: PyTree, log_variance: Any = -10.0, select: trees.Select = None)
     """
 
     def start(leaf: jax.Array) -> jax.Array:
-        wide = _wide(leaf)
-        return jnp.broadcast_to(jnp.asarray(log_variance).astype(wide.dtype), wide.shape)
+        dtype = wide_dtype(leaf.dtype)
+        return jnp.broadcast_to(jnp.asarray(log_variance).astype(dtype), leaf.shape)
 
     return SparseVD(params, jax.tree.map(start, trees.synapses(params, select)))
 
 
 def _log_alpha(log_variance: jax.Array, theta: jax.Array) -> jax.Array:
-    theta = _wide(theta)
+    theta = wide(theta)
     # The floor keeps the logarithm finite at zero; the divergence is flat there already.
     floor = jnp.finfo(theta.dtype).tiny
     return log_variance - jnp.log(jnp.maximum(jnp.square(theta), floor))
@@ -172,7 +168,7 @@ def sample(key: jax.Array, state: SparseVD) -> PyTree:
     def leaf(log_variance: jax.Array, theta: jax.Array) -> jax.Array:
         own = jax.random.fold_in(key, next(places))
         noise = jax.random.normal(own, theta.shape, log_variance.dtype)
-        return (_wide(theta) + jnp.exp(0.5 * log_variance) * noise).astype(theta.dtype)
+        return (wide(theta) + jnp.exp(0.5 * log_variance) * noise).astype(theta.dtype)
 
     return trees.merge_synapses(leaf, state.log_variance, state.theta)
 

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 
 from adaptivenet import trees
+from adaptivenet.posterior._arrays import wide
 from adaptivenet.posterior.gaussian import Posterior
-from adaptivenet.posterior.tracing import Site, wide
+from adaptivenet.posterior.tracing import Site
 
 PyTree = Any
 

@@ -17,13 +17,9 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Finder", "Product", "Program", "Site", "run", "wide", "written"]
+from adaptivenet.posterior._arrays import wide
 
-
-def wide(x: Any) -> jax.Array:
-    """An array in the precision that curvature is summed in: float64 stays, else float32."""
-    x = jnp.asarray(x)
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+__all__ = ["Finder", "Product", "Program", "Site", "run", "written"]
 
 
 @dataclass(frozen=True)
