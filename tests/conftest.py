@@ -131,7 +131,7 @@ def _memory_maps() -> int:
 def _compile_quickly(request):
     """Optimizing many small programs that run once would take most of the time of these tests."""
     folders = {"contract", "posterior", "properties", "pruning"}
-    files = {"test_frontier.py", "test_moments.py", "test_testing.py"}
+    files = {"test_frontier.py", "test_moments.py", "test_testing.py", "test_uncertainty.py"}
     if request.path.parent.name not in folders and request.path.name not in files:
         yield
         return
