@@ -275,7 +275,7 @@ def _hamiltonian(
             density, acceptance, divergent, spent, jnp.full(samples, size, density.dtype)
         )
 
-    return run(start, key, jnp.asarray(size).astype(jnp.float32))
+    return run(start, key, jnp.asarray(size).astype(jnp.result_type(float)))
 
 
 def _stochastic(

@@ -339,49 +339,6 @@ class TestWrappers:
         assert trees.paths(belief.precision) == ("bias", "kernel")
 
 
-def drawing(inner, spread=1.0):
-    """A transformation that tells another what was drawn, at the gradient of a quadratic."""
-
-    def update(updates, state, params=None, **extra):
-        _, noise = sample_parameters(state, params)
-        updates = trees.merge_synapses(
-            lambda n, g: g + (spread * n).astype(g.dtype), noise, updates
-        )
-        return inner.update(updates, state, params, noise=noise, **extra)
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def in_a_chain(strength):
-    options = {"b2": 0.9, "weight_decay": strength, "clip_radius": 3.0}
-    return drawing(optax.chain(optax.clip_by_global_norm(1.0), ivon(0.05, 50.0, **options)))
-
-
-def injected(strength):
-    return drawing(optax.inject_hyperparams(ivon)(0.05 * strength, 50.0, b2=0.9))
-
-
-def guarded(strength):
-    steps = optax.MultiSteps(optax.apply_if_finite(ivon(0.1, 50.0 * strength), 3), 2)
-    return drawing(optax.GradientTransformationExtraArgs(steps.init, steps.update))
-
-
-@pytest.mark.parametrize(
-    ("make", "subject", "mode"),
-    [
-        (in_a_chain, "nnx_optimizer", "jit"),
-        (injected, "list", "vmap_strengths"),
-        (guarded, "linen", "scan"),
-    ],
-)
-def test_contract(make, subject, mode):
-    testing.check(make, subject=subject, mode=mode, steps=3)
-
-
-def test_resumed_runs():
-    testing.check_resume(in_a_chain, steps=3)
-
-
 def test_members_of_a_population_draw_different_numbers():
     def draw(shift):
         params = jax.tree.map(lambda leaf: leaf + shift, FLOATS)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptivenet import testing, trees
+from adaptivenet import trees
 from adaptivenet.posterior.draws import noisy_value_and_grad, sample_parameters
 from adaptivenet.posterior.gaussian import find
 from adaptivenet.posterior.mesu import bgd, mesu
@@ -215,55 +215,6 @@ def test_half_precision_and_leaves_that_are_not_floating():
     assert updates["w"].dtype == jnp.bfloat16
     assert state.scale["w"].dtype == jnp.float32
     assert trees.is_masked(find(state, params).precision["ids"])
-
-
-def test_masked_and_injected():
-    tx = optax.masked(
-        optax.inject_hyperparams(mesu)(50.0, init_scale=0.1), {"kernel": True, "bias": False}
-    )
-    state = tx.init(PARAMS)
-    _, grads, extra = noisy_value_and_grad(
-        lambda p: jnp.sum(p["kernel"] ** 2) + jnp.sum(p["bias"]), state, PARAMS
-    )
-    updates, state = tx.update(grads, state, PARAMS, **extra)
-    np.testing.assert_array_equal(updates["bias"], grads["bias"])
-    assert trees.is_masked(find(state, PARAMS).precision["bias"])
-    assert not np.allclose(find(state, PARAMS).precision["kernel"], 100.0)
-
-
-def drawing(inner):
-    """Tells a transformation what was drawn, at the gradient of a quadratic."""
-
-    def update(updates, state, params=None, **extra):
-        _, noise = sample_parameters(state, params)
-        updates = trees.merge_synapses(lambda n, g: g + n.astype(g.dtype), noise, updates)
-        return inner.update(updates, state, params, noise=noise, **extra)
-
-    return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def windowed(strength):
-    return drawing(optax.chain(optax.clip(1.0), mesu(50.0 * strength, init_scale=0.2)))
-
-
-def fixed_point(strength):
-    tx = mesu(20.0, init_scale=0.3, prior_scale=strength, form="fixed_point")
-    return drawing(optax.masked(tx, lambda tree: jax.tree.map(lambda x: x.ndim == 2, tree)))
-
-
-@pytest.mark.parametrize(
-    ("make", "subject", "mode"),
-    [
-        (windowed, "nnx_optimizer", "scan"),
-        (fixed_point, "list", "vmap_strengths"),
-    ],
-)
-def test_contract(make, subject, mode):
-    testing.check(make, subject=subject, mode=mode, steps=3)
-
-
-def test_resumed_runs():
-    testing.check_resume(windowed, steps=3)
 
 
 class TestErrors:

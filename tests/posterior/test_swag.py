@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptivenet import pruning, testing, trees
+from adaptivenet import trees
 from adaptivenet.posterior.gaussian import find
 from adaptivenet.posterior.swag import sample_swag, swag
 
@@ -138,29 +138,6 @@ class TestLowRank:
         keys = jax.random.split(jax.random.key(1), 20_000)
         drawn = jax.jit(jax.vmap(lambda key: sample_swag(state, params, key)))(keys)
         np.testing.assert_allclose(drawn["a"].var(0), np.asarray(path["a"]).var(0), rtol=0.05)
-
-
-def landed(strength):
-    return optax.chain(optax.sgd(0.1), pruning.prune(strength), swag(2, rank=2))
-
-
-def floored(strength):
-    return optax.chain(optax.adam(0.01), swag(1, every=2, floor=strength))
-
-
-@pytest.mark.parametrize(
-    ("make", "subject", "mode"),
-    [
-        (landed, "nnx_optimizer", "jit"),
-        (floored, "list", "vmap_strengths"),
-    ],
-)
-def test_contract(make, subject, mode):
-    testing.check(make, subject=subject, mode=mode, steps=4)
-
-
-def test_resumed_runs():
-    testing.check_resume(floored, steps=4)
 
 
 def test_inside_of_wrappers():
