@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import hashlib
@@ -127,6 +128,32 @@ def _memory_maps() -> int:
     return maps.read_bytes().count(b"\n") if maps.exists() else 0
 
 
+class _QuickDoctests:
+    """Examples in docstrings are small programs that run once; fixtures here do not reach them."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        if not isinstance(item, pytest.DoctestItem):
+            return (yield)
+        with _without_optimizations():
+            return (yield)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets a plugin see the tests outside of this folder as well."""
+    config.pluginmanager.register(_QuickDoctests())
+
+
+@contextlib.contextmanager
+def _without_optimizations():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(request):
     """Optimizing many small programs that run once would take most of the time of these tests."""
@@ -138,7 +165,5 @@ def _compile_quickly(request):
     if (folder not in folders and name not in files) or name in long_runs:
         yield
         return
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with _without_optimizations():
+        yield

@@ -149,7 +149,8 @@ def fisher(decay: Number = 0.99, *, prior: Number = 1e-12, examples: Number = 1.
 
     Args:
       decay: share of the past that is kept at each step, in [0, 1), possibly traced. The mean is
-        corrected for the bias of its start.
+        corrected for the bias of its start. (Under ``optax.inject_hyperparams`` beside bfloat16
+        parameters give ``hyperparam_dtype=jnp.float32``: 0.999 would become 1.)
       prior: precision of the prior, positive. The default is next to nothing, and only keeps the
         precision positive: enough to rank synapses; give the true one to draw from the belief, or
         to compare it with another.

@@ -105,6 +105,8 @@ def scale_by_ivon(
     ``gradient_transformation()`` returns takes no extra arguments.)
 
     The parameters are the mean of the belief. In bfloat16 they round it; the state is float32.
+    (``optax.inject_hyperparams`` makes numbers of the parameters' dtype, and ``b2`` in bfloat16 is
+    1: give it ``hyperparam_dtype=jnp.float32``.)
 
     Args:
       ess: effective sample size, the number of examples that the loss is a mean over; less tempers.

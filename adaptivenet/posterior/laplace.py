@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -25,7 +25,12 @@ from adaptivenet.posterior._arrays import known, wide
 from adaptivenet.posterior.capture import Apply, Trace, trace
 from adaptivenet.posterior.gaussian import Posterior
 from adaptivenet.posterior.kronecker import kronecker, moments, summed
-from adaptivenet.posterior.structured import DiagonalPosterior, FullPosterior, Gaussian
+from adaptivenet.posterior.structured import (
+    DiagonalPosterior,
+    FullPosterior,
+    Gaussian,
+    prior_leaves,
+)
 
 PyTree = Any
 
@@ -176,37 +181,71 @@ def laplace(
     _check_head(likelihood, shape, targets)
     _check_independent(apply, params, inputs)
 
-    def likelihood_of(given: Any, data: Any) -> jax.Array:
-        return log_likelihood(likelihood, apply(given[0], data[0]), data[1], given[1])
-
-    log = summed(likelihood_of, (params, variance), (inputs, targets), batch_size)
     keys = () if key is None else jax.random.split(key, size)
-    columns = functools.partial(_columns, likelihood, variance, samples)
-    given: dict[str, Any] = {"extra": keys, "batch_size": batch_size}
-    if structure == "last_layer":
-        site = found.last()
-        found = trace(
-            apply, params, inputs, select=[f"^{re.escape(found.names[k])}$" for k in site.members]
-        )
-    if structure in ("kronecker", "ekfac"):
-        exact = structure == "ekfac"
+    prior_leaves(prior_precision, params, _believed(found))  # refuses, while values are known
+    chosen = select if select is None or isinstance(select, str) else tuple(select)
+    fixed = _Fixed(likelihood, structure, chosen, batch_size, samples, sharing)
+    try:
+        hash(apply)
+    except TypeError:  # callable objects that hold arrays
+        held = apply
+        apply = lambda params, inputs: held(params, inputs)  # noqa: E731
+    given = (params, inputs, targets, prior_precision, variance, keys)
+    gaussian, log = _fitted(apply, fixed, *given)
+    _check_finite(gaussian, log)
+    return Laplace(gaussian, log, variance.astype(log.dtype), likelihood, targets.size)
+
+
+class _Fixed(NamedTuple):
+    """What a program is compiled for."""
+
+    likelihood: str
+    structure: str
+    select: trees.Select
+    batch_size: int | None
+    samples: int | None
+    sharing: str
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fitted(
+    apply: Apply,
+    fixed: _Fixed,
+    params: PyTree,
+    inputs: PyTree,
+    targets: jax.Array,
+    prior_precision: Any,
+    variance: jax.Array,
+    keys: Any,
+) -> tuple[Any, jax.Array]:
+    """The Gaussian, and the log likelihood; compiled once for calls that are alike."""
+
+    def likelihood_of(given: Any, data: Any) -> jax.Array:
+        return log_likelihood(fixed.likelihood, apply(given[0], data[0]), data[1], given[1])
+
+    log = summed(likelihood_of, (params, variance), (inputs, targets), fixed.batch_size)
+    columns = functools.partial(_columns, fixed.likelihood, variance, fixed.samples)
+    extra: dict[str, Any] = {"extra": keys, "batch_size": fixed.batch_size}
+    found = trace(apply, params, inputs, select=fixed.select)
+    if fixed.structure == "last_layer":
+        members = found.last().members
+        head = [f"^{re.escape(found.names[k])}$" for k in members]
+        found = trace(apply, params, inputs, select=head)
+    if fixed.structure in ("kronecker", "ekfac"):
         gaussian: Any = kronecker(
             found,
             params,
             inputs,
             columns,
             prior_precision=prior_precision,
-            exact=exact,
-            sharing=sharing,
-            **given,
+            exact=fixed.structure == "ekfac",
+            sharing=fixed.sharing,
+            **extra,
         )
-    elif structure == "diagonal":
-        gaussian = _diagonal(found, params, inputs, columns, given).with_prior(prior_precision)
     else:
-        gaussian = _full(found, params, inputs, columns, given).with_prior(prior_precision)
-    _check_finite(gaussian, log)
-    variance = variance.astype(log.dtype)
-    return Laplace(gaussian, log, variance, likelihood, targets.size)
+        fit = _diagonal if fixed.structure == "diagonal" else _full
+        gaussian = fit(found, params, inputs, columns, extra).with_prior(prior_precision)
+    return gaussian, log
 
 
 def as_gaussian(belief: Any, params: PyTree | None = None) -> Gaussian:
@@ -462,17 +501,19 @@ def _check_independent(apply: Apply, params: PyTree, inputs: PyTree) -> None:
         )
 
 
+@jax.jit
+def _facts(gaussian: Any) -> Any:
+    leaves = jax.tree.leaves(gaussian.diagonal().precision)
+    return [jnp.isfinite(x).all() for x in leaves], jnp.isfinite(gaussian.log_determinant())
+
+
 def _check_finite(gaussian: Gaussian, value: jax.Array) -> None:
     if not all(map(known, jax.tree.leaves((gaussian, value)))):
         return
     if not bool(jnp.isfinite(value)):
         raise ValueError("the log likelihood of the data is not finite: look at inputs and params.")
 
-    def facts(gaussian: Gaussian) -> Any:
-        leaves = jax.tree.leaves(gaussian.diagonal().precision)
-        return [jnp.isfinite(x).all() for x in leaves], jnp.isfinite(gaussian.log_determinant())
-
-    fine, positive = jax.jit(facts)(gaussian)
+    fine, positive = _facts(gaussian)
     if not known(positive):
         return
     for name, leaf in zip(gaussian.names, fine, strict=True):

@@ -134,6 +134,11 @@ def swag(
         )
         if not whole:
             raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}.")
+    if isinstance(rank, jax.core.Tracer):
+        raise ValueError(
+            "rank sets shapes and cannot be traced: optax.inject_hyperparams(swag, "
+            "static_args=('rank',))."
+        )
     if rank == 1:
         raise ValueError("rank=1 has no covariance; use rank=0 (the diagonal) or at least 2.")
     check_positive("floor", floor)
@@ -165,31 +170,39 @@ def swag(
         due = (since >= 0) & (since % jnp.asarray(every).astype(jnp.int32) == 0)
         count = state.count + due.astype(jnp.int32)
 
-        def gap(mean: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
-            iterate = (param + update).astype(param.dtype)  # what optax.apply_updates lands on
-            return jnp.where(due, iterate.astype(mean.dtype) - mean, jnp.zeros_like(mean))
+        kept = (state.mean, state.spread, state.deviations)
 
-        gaps = trees.map_synapses(gap, state.mean, updates, params)
-        mean = trees.map_synapses(
-            lambda m, g: m + g / jnp.maximum(count, 1).astype(m.dtype), state.mean, gaps
+        def collect(kept: Any, updates: PyTree, params: PyTree) -> Any:
+            mean, spread, deviations = kept
+            number = count
+
+            def gap(mean: jax.Array, update: jax.Array, param: jax.Array) -> jax.Array:
+                # What apply_updates lands on; XLA drops a cast that only rounds, but not this.
+                info = jnp.finfo(param.dtype)
+                total = param.astype(mean.dtype) + update.astype(mean.dtype)
+                return jax.lax.reduce_precision(total, info.nexp, info.nmant) - mean
+
+            gaps = trees.map_synapses(gap, mean, updates, params)
+            mean = trees.map_synapses(lambda m, g: m + g / number.astype(m.dtype), mean, gaps)
+
+            # (x - old mean) (x - new mean): the second factor is (1 - 1 / count) of the first.
+            def rest(gap: jax.Array) -> jax.Array:
+                return 1.0 - 1.0 / number.astype(gap.dtype)
+
+            spread = trees.map_synapses(lambda s, g: s + jnp.square(g) * rest(g), spread, gaps)
+            if rank:
+
+                def put(rows: jax.Array, gap: jax.Array) -> jax.Array:
+                    place = (number - 1) % rank
+                    return jax.lax.dynamic_update_index_in_dim(rows, gap * rest(gap), place, 0)
+
+                deviations = (trees.map_synapses(put, deviations[0], gaps),)
+            return mean, spread, deviations
+
+        # In a step without an iterate nothing is computed.
+        mean, spread, deviations = jax.lax.cond(
+            due, collect, lambda kept, updates, params: kept, kept, updates, params
         )
-        # (x - old mean) (x - new mean), where the second factor is (1 - 1 / count) of the first.
-        spread = trees.map_synapses(
-            lambda s, g: s + jnp.square(g) * (1.0 - 1.0 / jnp.maximum(count, 1).astype(s.dtype)),
-            state.spread,
-            gaps,
-        )
-        deviations = state.deviations
-        if rank:
-            place = (count - 1) % rank
-
-            def put(rows: jax.Array, gap: jax.Array) -> jax.Array:
-                row = gap * (1.0 - 1.0 / jnp.maximum(count, 1).astype(gap.dtype))
-                return jnp.where(
-                    due, jax.lax.dynamic_update_index_in_dim(rows, row, place, 0), rows
-                )
-
-            deviations = (trees.map_synapses(put, state.deviations[0], gaps),)
         return updates, SwagState(
             step=step,
             count=count,

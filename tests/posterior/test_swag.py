@@ -87,18 +87,26 @@ class TestMoments:
         updates, _ = tx.update(START, tx.init(START), START, something="else")
         assert updates is START
 
-    def test_half_precision_and_leaves_that_are_not_floating(self):
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_half_precision_and_leaves_that_are_not_floating(self, compiled):
         params = {"w": jnp.ones(2, jnp.bfloat16), "ids": jnp.arange(2)}
         tx = swag(1, rank=2)
         state = tx.init(params)
         updates = {"w": jnp.full(2, 0.001, jnp.bfloat16), "ids": jnp.zeros(2, jnp.int32)}
-        _, state = tx.update(updates, state, params)
+        update = jax.jit(tx.update) if compiled else tx.update
+        _, state = update(updates, state, params)
         assert state.mean["w"].dtype == jnp.float32
         np.testing.assert_array_equal(state.mean["w"], [1.0, 1.0])  # as bfloat16 lands
         assert trees.is_masked(find(state, params).precision["ids"])
         drawn = sample_swag(state, params, jax.random.key(0))
         assert drawn["w"].dtype == jnp.bfloat16
         np.testing.assert_array_equal(drawn["ids"], params["ids"])
+
+    def test_a_rank_that_is_injected(self):
+        tx = optax.inject_hyperparams(swag)(1)
+        with pytest.raises(ValueError, match=r"static_args=\('rank',\)"):
+            jax.jit(tx.init)(START)
+        optax.inject_hyperparams(swag, static_args=("rank",))(1).init(START)
 
 
 class TestLowRank:

@@ -175,7 +175,8 @@ def test_states_are_counted_for_each_parameter():
 # --- after training, and all of it ---------------------------------------------------------------
 
 
-def test_laplace_candidates_are_what_laplace_gives(problem):
+def test_laplace_candidates_are_what_laplace_gives(problem, monkeypatch):
+    monkeypatch.setattr(benchmark, "STRUCTURES", ("diagonal", "ekfac"))
     params, inputs, targets = problem
     cases = benchmark.laplace_cases(models.mlp, *problem)
     assert len(cases) == 1 + 2 * len(benchmark.STRUCTURES)
@@ -219,14 +220,14 @@ def test_the_report_has_all_candidates_and_verdicts(monkeypatch, capsys):
     inputs = jnp.asarray(generator.random((8, 784)), jnp.float32)
     targets = jnp.asarray(generator.integers(0, 10, 8), jnp.int32)
     small = (784, 3, 10)
-    lenet = models.lenet5_init(jax.random.key(0), channels=(1, 2), hidden=3)
+    network = (models.mlp, models.mlp_init(jax.random.key(0), small))
     monkeypatch.setattr(benchmark, "FOUNDING", small)
     monkeypatch.setattr(benchmark, "SIZES", small)
     monkeypatch.setattr(benchmark, "CHUNKS", (1, 4))
     monkeypatch.setattr(benchmark, "VECTORS", (1, 2))
     monkeypatch.setattr(benchmark, "STRUCTURES", ("diagonal",))
     monkeypatch.setattr(benchmark, "BATCH", 4)
-    monkeypatch.setattr(benchmark, "networks", lambda: {"LeNet-5": (models.lenet5, lenet)})
+    monkeypatch.setattr(benchmark, "networks", lambda: {"a net": network})
     monkeypatch.setattr(benchmark, "pixels", lambda examples: (inputs, targets, "drawn"))
     monkeypatch.setattr(benchmark, "write_results", written.setdefault)
 
@@ -237,7 +238,7 @@ def test_the_report_has_all_candidates_and_verdicts(monkeypatch, capsys):
     assert sorted(payload["training"]["cases"]) == TRAINING
     assert "status" in payload["fisher"]["by GGN products"]
     assert payload["fisher"]["by GGN products"]["parameters"] == 784 * 3 + 3 + 3 * 10 + 10
-    assert list(payload["laplace"]["networks"]) == ["LeNet-5"]
+    assert list(payload["laplace"]["networks"]) == ["a net"]
     assert "extrapolated, not run" in printed
     # The exact diagonal, six trackers, and the state of IVON.
     assert printed.count("reached") + printed.count("MISSED") == 8
