@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -413,7 +414,8 @@ def revise(
             "kept between steps: pass grads= to revise(...)."
         )
     if "posterior" in pruner.needs and "posterior" not in signals:
-        signals["posterior"] = posterior.find(opt_state, params)
+        with contextlib.suppress(ValueError):  # who asks for it says what to add
+            signals["posterior"] = posterior.find(opt_state, params)
     params, state = pruner.event(params, state, {**readings(opt_state), **signals})
 
     def is_state(node: Any) -> bool:

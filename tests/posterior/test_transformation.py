@@ -146,7 +146,7 @@ class TestHandingOn:
         np.testing.assert_array_equal(params["a"], np.where(kept, PARAMS["a"], 0))
         given = pruning.revise(rule, PARAMS, state, posterior=find(state, PARAMS))
         same((params, after), given)
-        with pytest.raises(ValueError, match="holds no posterior: wrap the chain in"):
+        with pytest.raises(ValueError, match=r"'posterior', which nobody supplies.*with_posterior"):
             pruning.revise(rule, PARAMS, optax.chain(rule).init(PARAMS))
 
     @pytest.mark.parametrize("reset", [False, True])
