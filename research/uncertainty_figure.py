@@ -9,7 +9,7 @@ import numpy as np
 from research.results import mean_interval
 from research.uncertainty_arms import TITLES, read_row
 from research.uncertainty_data import SETS
-from research.uncertainty_measures import CONTROL, REGIMES, WAYS, gain, title_of
+from research.uncertainty_measures import CONTROL, REGIMES, WAYS, gain, sparse_end, title_of
 
 COLOURS = {
     "adam": "0.55",
@@ -66,11 +66,8 @@ def _accuracy(axis: Any, config: Any, m: Any, name: str, regime: str) -> None:
         network, score = read_row(row)
         if score not in LINES:
             continue
-        cells = [
-            mean_interval(100 * m[f"accuracy/{name}/{regime}/{row}/{s:g}"])
-            for s in config.sparsities
-        ]
-        means = [cell["mean"] for cell in cells]
+        keys = [f"accuracy/{name}/{regime}/{row}/{s:g}" for s in config.sparsities]
+        means = [100 * float(np.mean(m[key])) for key in keys]
         style = {"color": COLOURS[network], "ls": STYLES[score], "lw": 1.0}
         axis.plot(kept, means, marker="o", ms=1.8, **style)
     axis.set(xscale="log", xlabel="weights kept (%)")
@@ -116,12 +113,8 @@ def _forest(axis: Any, config: Any, m: Any, shown: list[str]) -> None:
             )
     axis.axvline(0, color="black", lw=0.6)
     axis.set_yticks(range(len(rows)), [title_of(row) for row in reversed(rows)], fontsize=4.4)
-    axis.set_xlabel(f"points, mean from {min(_end(config)):g}")
+    axis.set_xlabel(f"points, mean from {min(sparse_end(config)):g}")
     axis.legend(fontsize=4.6, loc="lower left")
-
-
-def _end(config: Any) -> list[float]:
-    return [s for s in config.sparsities if s >= config.claimed_from] or [max(config.sparsities)]
 
 
 def _face(way: str) -> str | None:

@@ -100,7 +100,8 @@ def _linearised(belief: Belief, inputs: jax.Array) -> jax.Array:
 # --- claims --------------------------------------------------------------------------------------
 
 
-def _end(config: Config) -> list[float]:
+def sparse_end(config: Config) -> list[float]:
+    """The sparsities that claims are about, or the largest."""
     return [s for s in config.sparsities if s >= config.claimed_from] or [max(config.sparsities)]
 
 
@@ -122,7 +123,7 @@ def gain(
       A number a seed; None where a row was not run.
     """
     parts = []
-    for sparsity in _end(config) if at is None else at:
+    for sparsity in sparse_end(config) if at is None else at:
         pair = [m.get(f"accuracy/{name}/{regime}/{r}/{sparsity:g}") for r in (row, over)]
         if pair[0] is None or pair[1] is None:
             return None
@@ -198,7 +199,7 @@ def _accuracies(config: Config, m: Metrics, name: str, regime: str) -> Table:
 
 
 def _differences(config: Config, m: Metrics, name: str, regime: str) -> Table:
-    rows, end = [], _end(config)
+    rows, end = [], sparse_end(config)
     for row in (r for r in config.rows if r != CONTROL):
         cells = [gain(m, config, name, regime, row, CONTROL, [s]) for s in config.sparsities]
         mean = gain(m, config, name, regime, row, CONTROL)
