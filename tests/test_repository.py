@@ -34,7 +34,7 @@ TEXT = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".cff", ".tex",
 
 # From the ground up (docs/design.md); nothing imports from a floor above its own.
 FLOORS = (
-    {"trees", "counts", "selection", "moments"},
+    {"trees", "counts", "selection", "chains", "moments"},
     {"posterior"},
     {"pruning", "consolidation"},
     {"spiking", "attention"},

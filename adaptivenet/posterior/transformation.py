@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import optax
 
+from adaptivenet.chains import hand_on
 from adaptivenet.moments import Resetting
 from adaptivenet.posterior.gaussian import Posterior, find
 
@@ -175,16 +176,7 @@ def with_posterior(
         estimate = estimator.update(state.estimate, updates, params, **told)
         belief = estimator.posterior(state.inner if holding else estimate, params)
         signals = {"grads": updates, "posterior": belief, **extra}
-        try:
-            updates, after = chain.update(updates, state.inner, params, **signals)
-        except TypeError as error:
-            if any(words in str(error) for words in _REFUSALS):
-                error.add_note(
-                    "A member of the chain refuses the extra arguments that with_posterior() hands "
-                    f"on ({', '.join(signals)}): wrap it in an.pruning.signals.accepting(member, "
-                    "...) with the names of those that it needs, if any."
-                )
-            raise
+        updates, after = hand_on("with_posterior()", chain, updates, state.inner, params, signals)
         after = resetting(state.inner, after, params) if reset else after
         return updates, PosteriorState(estimate, after, state.resets)
 
@@ -194,8 +186,6 @@ def with_posterior(
 
 # What the estimator is given by position.
 _POSITIONAL = ("state", "grads", "params")
-# How Python and optax say that an extra argument is not welcome.
-_REFUSALS = ("multiple values for argument", "Unexpected keyword", "unexpected keyword")
 
 
 def _found(inner: PyTree, params: PyTree) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 import optax
 
 from adaptivenet import moments, trees
+from adaptivenet.chains import hand_on
 from adaptivenet.moments import Average, Resetting
 from adaptivenet.pruning.schedules import Number, known
 from adaptivenet.pruning.scores import Score, supply
@@ -365,25 +366,12 @@ def with_signals(
         }
         signals = {name: each.read(estimates[name]) for name, each in estimators.items()}
         signals = {"grads": updates, **signals, **extra}
-        try:
-            updates, after = chain.update(updates, state.inner, params, **signals)
-        except TypeError as error:
-            if any(words in str(error) for words in _REFUSALS):
-                error.add_note(
-                    "A member of the chain refuses the extra arguments that with_signals() hands "
-                    f"on ({', '.join(signals)}): wrap it in an.pruning.signals.accepting(member, "
-                    "...) with the names of those that it needs, if any."
-                )
-            raise
+        updates, after = hand_on("with_signals()", chain, updates, state.inner, params, signals)
         new = state._replace(inner=after, estimates=estimates)
         return updates, resetting(state, new, params) if reset else new
 
     resetting = Resetting(init)
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
-
-
-# How Python and optax say that an extra argument is not welcome.
-_REFUSALS = ("multiple values for argument", "Unexpected keyword", "unexpected keyword")
 
 
 def accepting(
