@@ -131,7 +131,7 @@ def sample_posterior(
     if kind not in _OPTIONS:
         raise ValueError(f"kind must be one of {', '.join(_OPTIONS)}, not {kind!r}.")
     for name, value, least in (("samples", samples, 1), ("warmup", warmup, 0), ("thin", thin, 1)):
-        _check_count(value, name, least)
+        check_count(value, name, least)
     if wrong := sorted(options.keys() - _OPTIONS[kind].keys()):
         raise TypeError(
             f"{kind} has no option {wrong[0]!r}; it has {', '.join(sorted(_OPTIONS[kind]))}."
@@ -142,14 +142,14 @@ def sample_posterior(
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(_at_least_single(leaf)), params)
     if kind in ("nuts", "hmc"):
         blackjax = _blackjax(kind)
-        _check_density(log_density, (start,))
+        check_density(log_density, (start,))
         return _hamiltonian(blackjax, kind, log_density, start, key, counts, step_size, settings)
     if step_size is None:
         raise ValueError(f"{kind} needs step_size=: a number such as 1e-4, or a function of step.")
     return _stochastic(kind, log_density, start, key, counts, step_size, settings)
 
 
-def _check_count(value: Any, name: str, least: int) -> None:
+def check_count(value: Any, name: str, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be an integer >= {least}, not {value!r}.")
 
@@ -187,7 +187,7 @@ def _at_least_single(leaf: Any) -> Any:
     return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
-def _check_density(log_density: LogDensity, arguments: tuple[Any, ...]) -> None:
+def check_density(log_density: LogDensity, arguments: tuple[Any, ...]) -> None:
     """Refuses what is no scalar, and a start that is not finite where that can be known."""
     out = jax.eval_shape(log_density, *arguments)
     if not isinstance(out, jax.ShapeDtypeStruct) or out.shape or not _is_float(out):
@@ -225,10 +225,10 @@ def _hamiltonian(
     samples, warmup, thin = counts
     algorithm = blackjax.nuts if kind == "nuts" else blackjax.hmc
     if kind == "nuts":
-        _check_count(settings["max_doublings"], "max_doublings", 1)
+        check_count(settings["max_doublings"], "max_doublings", 1)
         fixed = {"max_num_doublings": settings["max_doublings"]}
     else:
-        _check_count(settings["integration_steps"], "integration_steps", 1)
+        check_count(settings["integration_steps"], "integration_steps", 1)
         fixed = {"num_integration_steps": settings["integration_steps"]}
     if warmup == 0 and step_size is None:
         raise ValueError(f"{kind} without warm-up needs step_size=; or give it warmup=1_000.")
@@ -302,7 +302,7 @@ def _stochastic(
         chosen = jax.random.randint(key, (batch_size,), 0, rows)
         return (jax.tree.map(lambda x: jnp.asarray(x)[chosen], data),)
 
-    _check_density(log_density, (start, *batch_of(key, data)))
+    check_density(log_density, (start, *batch_of(key, data)))
 
     @jax.jit
     def run(
@@ -360,7 +360,7 @@ def _check_data(data: PyTree, batch_size: Any) -> int | None:
         raise ValueError(
             f"data= must hold arrays of one leading axis [n], not {sorted(lengths)} of its leaves."
         )
-    _check_count(batch_size, "batch_size", 1)
+    check_count(batch_size, "batch_size", 1)
     return lengths.pop()[0]
 
 

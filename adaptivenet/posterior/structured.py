@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.core
@@ -171,6 +172,27 @@ class Gaussian:
           Parameters.
         """
         return self._moved(self._noise(key))
+
+    def log_density(self, params: PyTree) -> jax.Array:
+        """The normalized log density of a point, in nats; leaves not believed of are not read.
+
+        Args:
+          params: a tree like the parameters.
+
+        Returns:
+          Scalar.
+        """
+        apart = [x - m for x, m in zip(self._picked(params), self._means(), strict=True)]
+        square = sum(
+            jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST)
+            for x, y in zip(apart, self._times(apart), strict=True)
+        )
+        constant = self.dimension * math.log(2 * math.pi)
+        return 0.5 * (self.log_determinant() - square - constant)
+
+    def widened(self) -> Self:
+        """The same with a mean of 32 bits at least, so that draws are not rounded."""
+        return replace(self, params=jax.tree.map(wide, self.params))
 
 
 @functools.partial(jax.tree_util.register_dataclass)

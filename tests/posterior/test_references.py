@@ -13,7 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from adaptivenet import models
-from adaptivenet.posterior import fisher_diagonal, laplace, sampling
+from adaptivenet.posterior import fisher_diagonal, importance, laplace, sampling
 from adaptivenet.posterior.draws import noisy_value_and_grad
 from adaptivenet.posterior.gaussian import find
 from adaptivenet.posterior.ivon import ivon
@@ -72,6 +72,58 @@ class TestLaplax:
         np.testing.assert_allclose(own, matrix + 2 * np.eye(len(own)), rtol=1e-3, atol=1e-4)
 
 
+def mode_of(density, start, steps=300):
+    """Where a log density is highest."""
+    tx = optax.lbfgs()
+    fall = lambda p: -density(p)  # noqa: E731
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = optax.value_and_grad_from_state(fall)(params, state=state)
+        updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=fall)
+        return (optax.apply_updates(params, updates), state), None
+
+    run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps)[0][0])
+    return run(start)
+
+
+def hidden_layer():
+    """A tanh net of 53 parameters that the data determine: all correlations matter."""
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(3000, 6)))
+    kernels = [0.6 * rng.normal(size=(6, 4)), rng.normal(size=(4, 5))]
+    truth = {
+        f"dense{n}": {"kernel": jnp.asarray(k), "bias": jnp.zeros(k.shape[1])}
+        for n, k in enumerate(kernels, 1)
+    }
+    apply = lambda p, x: models.mlp(p, x, activation=jnp.tanh)  # noqa: E731
+    noise = 0.09
+    y = apply(truth, x) + noise**0.5 * jnp.asarray(rng.normal(size=(3000, 5)))
+
+    def density(params):
+        squares = sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params))
+        return -0.5 * jnp.sum(jnp.square(y - apply(params, x))) / noise - 0.5 * squares
+
+    fit = laplace(
+        apply, mode_of(density, truth, 100), x, y, likelihood="gaussian", noise=noise,
+        structure="full",
+    )  # fmt: skip
+    return density, fit  # the prior has precision one
+
+
+def test_importance_sampling_of_a_hidden_layer():
+    """The Laplace fit against its own draws, weighted by the posterior."""
+    with jax.enable_x64(True):
+        density, fit = hidden_layer()
+        drawn = importance.importance_sample(density, fit.gaussian, KEY, samples=4000)
+        moments = importance.weighted_moments(drawn)
+        assert drawn.effective_size > 1000
+        found = np.concatenate([np.ravel(v) for v in jax.tree.leaves(fit.gaussian.variances())])
+        exact = np.concatenate([1 / np.ravel(p) for p in jax.tree.leaves(moments.precision)])
+        np.testing.assert_allclose(np.median(found / exact), 1.0, atol=0.05)
+        np.testing.assert_allclose(found / exact, np.ones(53), atol=0.2)  # draws add some per cent
+
+
 class TestNuts:
     """Marginal variances of nets of about 50 parameters."""
 
@@ -101,41 +153,8 @@ class TestNuts:
         assert float(np.min(sampling.effective_size(draws))) > 0.05 * samples
         return np.asarray(jax.vmap(place)(draws)).var(0, ddof=1)
 
-    @staticmethod
-    def mode(density, start, steps=300):
-        tx = optax.lbfgs()
-        fall = lambda p: -density(p)  # noqa: E731
-
-        def step(carry, _):
-            params, state = carry
-            value, grads = optax.value_and_grad_from_state(fall)(params, state=state)
-            updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=fall)
-            return (optax.apply_updates(params, updates), state), None
-
-        run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps)[0][0])
-        return run(start)
-
     def test_laplace_of_a_hidden_layer(self):
-        """A tanh net of 53 parameters that the data determine: all correlations matter."""
-        rng = np.random.default_rng(1)
-        x = jnp.asarray(rng.normal(size=(3000, 6)))
-        kernels = [0.6 * rng.normal(size=(6, 4)), rng.normal(size=(4, 5))]
-        truth = {
-            f"dense{n}": {"kernel": jnp.asarray(k), "bias": jnp.zeros(k.shape[1])}
-            for n, k in enumerate(kernels, 1)
-        }
-        apply = lambda p, x: models.mlp(p, x, activation=jnp.tanh)  # noqa: E731
-        noise = 0.09
-        y = apply(truth, x) + noise**0.5 * jnp.asarray(rng.normal(size=(3000, 5)))
-
-        def density(params):
-            squares = sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params))
-            return -0.5 * jnp.sum(jnp.square(y - apply(params, x))) / noise - 0.5 * squares
-
-        mode = self.mode(density, truth, 100)
-        fit = laplace(
-            apply, mode, x, y, likelihood="gaussian", noise=noise, structure="full"
-        )  # the prior has precision one
+        density, fit = hidden_layer()
         found = np.concatenate([np.ravel(v) for v in jax.tree.leaves(fit.gaussian.variances())])
         ratio = found / self.variances(density, fit, 4000)
         assert len(ratio) == 53
@@ -160,7 +179,7 @@ class TestNuts:
 
         start = {"bias": jnp.zeros(1), "kernel": jnp.zeros((49, 1))}
         fit = laplace(
-            apply, self.mode(density, start, 30), x, y, likelihood="bernoulli",
+            apply, mode_of(density, start, 30), x, y, likelihood="bernoulli",
             prior_precision=4.0, structure="full",
         )  # fmt: skip
         drawn = self.variances(density, fit, 3000)
