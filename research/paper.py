@@ -38,7 +38,7 @@ IN_README = (
     ("frontier_small", 2),
     ("frontier_stretch", 2),
     ("frontier_lenet300_again", 3),
-    ("frontier_lenet5", 3),
+    ("frontier_lenet5_again", 3),
 )
 PACKAGES = "texlive-latex-recommended texlive-fonts-recommended texlive-bibtex-extra latexmk"
 
