@@ -12,19 +12,20 @@ The public API in one screen. Each name below is a submodule, loaded when it is 
         an.pruning.prune(an.pruning.cubic(final=0.95, start=500, end=3_000), every=100),
     )
 
-=============== ================================================================================
-``trees``       paths, selection of leaves by path, masks beside parameters
-``counts``      exact counts and fractions of any size, without 64-bit integers
-``selection``   the exact k-th largest score of a whole pytree, without sorting or gathering
-``posterior``   what is believed of each parameter: estimators, Laplace, samplers, metrics
-``pruning``     scores, schedules, allocations, structures, and the transformation ``prune``
-``compression`` the file: what a sparse network weighs when written and read back
-``data``        data sets with checksums; digits and MNIST-1D need no download
-``models``      the subjects to compress
-``training``    epochs as one scan, populations, checkpoints, tracking, typed configs
-``emergence``   trajectories of synapses, null models, statistics over seeds, verdicts
-``testing``     the contract suite that every transformation passes, for your own as well
-=============== ================================================================================
+================= ==============================================================================
+``trees``         paths, selection of leaves by path, masks beside parameters
+``counts``        exact counts and fractions of any size, without 64-bit integers
+``selection``     the exact k-th largest score of a whole pytree, without sorting or gathering
+``posterior``     what is believed of each parameter: estimators, Laplace, samplers, metrics
+``pruning``       scores, schedules, allocations, structures, and the transformation ``prune``
+``consolidation`` learning without forgetting: EWC, SI, cascades, sleep, lifelong pruning
+``compression``   the file: what a sparse network weighs when written and read back
+``data``          data sets with checksums; digits and MNIST-1D need no download
+``models``        the subjects to compress
+``training``      epochs as one scan, populations, checkpoints, tracking, typed configs
+``emergence``     trajectories of synapses, null models, statistics over seeds, verdicts
+``testing``       the contract suite that every transformation passes, for your own as well
+================= ==============================================================================
 
 >>> import adaptivenet as an
 >>> "pruning" in dir(an)
@@ -39,6 +40,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adaptivenet import (
         compression,
+        consolidation,
         counts,
         data,
         emergence,
@@ -57,6 +59,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "__version__",
     "compression",
+    "consolidation",
     "counts",
     "data",
     "emergence",

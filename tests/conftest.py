@@ -157,8 +157,8 @@ def _without_optimizations():
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(request):
     """Optimizing many small programs that run once would take most of the time of these tests."""
-    folders = {"contract", "posterior", "properties", "pruning"}
-    names = ("frontier", "moments", "posterior", "testing", "uncertainty")
+    folders = {"consolidation", "contract", "posterior", "properties", "pruning", "sleep"}
+    names = ("continual", "frontier", "moments", "posterior", "testing", "uncertainty")
     files = {f"test_{name}.py" for name in names}
     long_runs = {"test_references.py"}  # where the program's own time counts
     name, folder = request.path.name, request.path.parent.name
