@@ -1,0 +1,277 @@
+"""Sequences of tasks: by permutation, by class, by speaker, and a stream that drifts.
+
+A sequence is drawn anew for every seed (permutations, the order of classes or speakers). Its tasks
+have arrays of one shape, so that what is compiled for one serves all; where tasks have unlike
+numbers of examples, short ones are filled up with examples that no batch draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+import adaptivenet as an
+
+PROTOCOLS = {
+    "permuted": "the pixels of every task in another order",
+    "split_task": "two classes a task, and the task is told",
+    "split_domain": "two classes a task, first or second of its pair",
+    "split_class": "two classes a task, among all classes seen so far",
+    "speakers": "a speaker a task",
+    "stream": "permutations that blend into each other, and nobody says when",
+}
+BANDS, FRAMES = 16, 16
+
+
+class Examples(NamedTuple):
+    """Inputs [n, features] and targets [n], on the device."""
+
+    inputs: Any
+    targets: Any
+
+
+class Base(NamedTuple):
+    """The data that tasks are made of, with the name and the fingerprint of a results file.
+
+    Attributes:
+      name: of the data set.
+      sha256: of the data set.
+      train: inputs [n, features] float32 and targets.
+      check: what accuracies are measured on.
+      groups: the speaker of every training example, and of every other; None where there is none.
+    """
+
+    name: str
+    sha256: str
+    train: tuple[np.ndarray, np.ndarray]
+    check: tuple[np.ndarray, np.ndarray]
+    groups: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        """One line."""
+        shape = self.train[0].shape
+        return (
+            f"{self.name}: {shape[0]} x {shape[1]} to learn from, {len(self.check[1])} to test on"
+        )
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """Tasks in the order they are learnt in.
+
+    Attributes:
+      teach: what a task is learnt from, by its number.
+      test: what it is tested on.
+      sizes: training examples of each task.
+      active: bool [tasks, classes]: what a task may be answered with while it is learnt.
+      cumulative: whether, when tested, all classes of the tasks so far compete.
+      features: of an input.
+      ordered: whether examples come in the order of the arrays, once.
+    """
+
+    teach: Callable[[int], Examples]
+    test: Callable[[int], Examples]
+    sizes: tuple[int, ...]
+    active: np.ndarray
+    features: int
+    cumulative: bool = False
+    ordered: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many tasks."""
+        return len(self.sizes)
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the network."""
+        return self.active.shape[1]
+
+    def answers(self, task: int, after: int) -> np.ndarray:
+        """What a task may be answered with, bool [classes], once ``after`` was learnt."""
+        return self.active[: after + 1].any(0) if self.cumulative else self.active[task]
+
+    def rows(
+        self, task: int, batch_size: int, steps: int, generator: np.random.Generator
+    ) -> np.ndarray:
+        """Which examples every step sees, int32 [steps, batch]: shuffled anew in every pass."""
+        wanted, size = steps * batch_size, self.sizes[task]
+        passes = -(-wanted // size)
+        order = (
+            [np.arange(size)] * passes
+            if self.ordered
+            else [generator.permutation(size) for _ in range(passes)]
+        )
+        return np.concatenate(order)[:wanted].reshape(steps, batch_size).astype(np.int32)
+
+
+def load(config: Any) -> Base:
+    """The data of a protocol, scaled to [0, 1]; recordings as spectrograms.
+
+    Args:
+      config: the study's config.
+
+    Returns:
+      The data; with ``measured_on: validation`` the test examples are not touched.
+
+    Raises:
+      DataError: data are missing.
+      ValueError: the protocol and the data set do not fit.
+    """
+    speaking = config.data == "fsdd"
+    if speaking != (config.protocol == "speakers"):
+        raise ValueError(f"protocol {config.protocol!r} is not one of data {config.data!r}.")
+    raw = an.data.load(config.data)
+    generator = np.random.Generator(np.random.PCG64(0))
+    held = generator.permutation(len(raw.train_targets))
+    first, rest = held[: config.validation], np.sort(held[config.validation :])
+    looked = (
+        (raw.train_inputs[first], raw.train_targets[first])
+        if config.measured_on == "validation"
+        else (raw.test_inputs, raw.test_targets)
+    )
+    parts = [(raw.train_inputs[rest], raw.train_targets[rest]), looked]
+    groups = None
+    if speaking:
+        groups = tuple(np.asarray(waves.speaker) for waves, _ in parts)
+        arrays = [spectrograms(waves) for waves, _ in parts]
+        mean, scale = arrays[0].mean(), arrays[0].std()
+        arrays = [(x - mean) / scale for x in arrays]
+    else:
+        top = float(raw.maximum or 1.0)
+        arrays = [np.asarray(x, np.float32).reshape(len(x), -1) / top for x, _ in parts]
+    train, check = (
+        (np.asarray(x, np.float32), np.asarray(y, np.int32))
+        for x, (_, y) in zip(arrays, parts, strict=True)
+    )
+    return Base(raw.name, raw.sha256, train, check, groups)
+
+
+def spectrograms(waves: Any) -> np.ndarray:
+    """Logarithms of the power in 16 bands by 16 parts of a recording, [n, 256].
+
+    Args:
+      waves: recordings of unequal length.
+
+    Returns:
+      Frequency changes fastest; bands are as wide as each other.
+    """
+    window, found = 256, []
+    taper = np.hanning(window)
+    for place in range(len(waves)):
+        wave = np.asarray(waves[place], np.float64) / 2**15
+        wave = np.pad(wave, (0, max(window - len(wave), 0)))
+        starts = np.arange(0, len(wave) - window + 1, window // 4)
+        frames = wave[starts[:, None] + np.arange(window)] * taper
+        power = np.square(np.abs(np.fft.rfft(frames)))[:, 1:]
+        bands = power.reshape(len(power), BANDS, -1).mean(-1)
+        parts = np.array_split(bands, FRAMES) if len(bands) >= FRAMES else None
+        if parts is None:  # a short recording: frames are repeated
+            chosen = np.linspace(0, len(bands) - 1, FRAMES).round().astype(int)
+            parts = [bands[[c]] for c in chosen]
+        found.append(np.log(np.stack([part.mean(0) for part in parts]) + 1e-8).ravel())
+    return np.stack(found)
+
+
+def sequence(config: Any, base: Base, seed: int) -> Sequence:
+    """The tasks of a seed.
+
+    Args:
+      config: the study's config, with ``protocol``, ``tasks`` and ``blend``.
+      base: the data.
+      seed: draws permutations and orders.
+
+    Returns:
+      The sequence.
+
+    Raises:
+      ValueError: more tasks than there are pairs of classes, or speakers.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, 7]))
+    if config.protocol in ("permuted", "stream"):
+        orders = [generator.permutation(base.train[0].shape[1]) for _ in range(config.tasks)]
+        if config.protocol == "stream":
+            return _stream(config, base, orders, generator)
+        return _permuted(base, orders)
+    if config.protocol == "speakers":
+        assert base.groups is not None
+        names = generator.permutation(np.unique(base.groups[0]))
+        chosen = [tuple(group == name for group in base.groups) for name in names]
+        return _parts(config, base, chosen, np.ones((len(names), 10), bool))
+    pairs = generator.permutation(1 + int(base.train[1].max())).reshape(-1, 2)
+    chosen = [tuple(np.isin(y, pair) for y in (base.train[1], base.check[1])) for pair in pairs]
+    if config.protocol == "split_domain":
+        second = [np.isin(y, pairs[:, 1]).astype(np.int32) for y in (base.train[1], base.check[1])]
+        base = base._replace(train=(base.train[0], second[0]), check=(base.check[0], second[1]))
+        return _parts(config, base, chosen, np.ones((len(pairs), 2), bool))
+    active = np.zeros((len(pairs), pairs.size), bool)
+    for place, pair in enumerate(pairs):
+        active[place, pair] = True
+    return _parts(config, base, chosen, active, cumulative=config.protocol == "split_class")
+
+
+def _permuted(base: Base, orders: list[np.ndarray]) -> Sequence:
+    (x, y), (u, v) = base.train, base.check
+
+    def teach(task: int) -> Examples:
+        return Examples(jnp.asarray(x[:, orders[task]]), jnp.asarray(y))
+
+    def test(task: int) -> Examples:
+        return Examples(jnp.asarray(u[:, orders[task]]), jnp.asarray(v))
+
+    active = np.ones((len(orders), 1 + int(y.max())), bool)
+    return Sequence(teach, test, (len(y),) * len(orders), active, x.shape[1])
+
+
+def _stream(
+    config: Any, base: Base, orders: list[np.ndarray], generator: np.random.Generator
+) -> Sequence:
+    """Every part of the stream begins with examples of the part before it, ever fewer."""
+    x, y = base.train
+    size = min(config.stream_length or len(y), len(y))
+    blended = int(config.blend * size)
+    shuffles = [generator.permutation(len(y))[:size] for _ in orders]
+    older = [generator.random(blended) > (np.arange(blended) + 0.5) / blended for _ in orders]
+
+    def teach(task: int) -> Examples:
+        inputs = x[shuffles[task]][:, orders[task]]
+        if task and blended:
+            late = np.flatnonzero(older[task])
+            inputs[late] = x[shuffles[task][late]][:, orders[task - 1]]
+        return Examples(jnp.asarray(inputs), jnp.asarray(y[shuffles[task]]))
+
+    whole = _permuted(base, orders)
+    return dataclasses.replace(whole, teach=teach, sizes=(size,) * len(orders), ordered=True)
+
+
+def _parts(
+    config: Any,
+    base: Base,
+    chosen: list[tuple[np.ndarray, ...]],
+    active: np.ndarray,
+    cumulative: bool = False,
+) -> Sequence:
+    """Tasks that are parts of the data set."""
+    if config.tasks > len(chosen):
+        raise ValueError(f"tasks: {config.protocol} has {len(chosen)}, not {config.tasks}.")
+    chosen, active = chosen[: config.tasks], active[: config.tasks]
+    (x, y), (u, v) = base.train, base.check
+    sizes = [[int(mask.sum()) for mask in pair] for pair in chosen]
+    most = max(train for train, _ in sizes)
+
+    def teach(task: int) -> Examples:
+        mine = np.resize(np.flatnonzero(chosen[task][0]), most)
+        return Examples(jnp.asarray(x[mine]), jnp.asarray(y[mine]))
+
+    def test(task: int) -> Examples:
+        # Whole test sets: the shortest would cut them, so these shapes differ.
+        theirs = chosen[task][1]
+        return Examples(jnp.asarray(u[theirs]), jnp.asarray(v[theirs]))
+
+    sizes = tuple(train for train, _ in sizes)
+    return Sequence(teach, test, sizes, active, x.shape[1], cumulative=cumulative)

@@ -1,0 +1,182 @@
+"""The study of continual learning: its tasks, its learners, and that a killed run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import continual, continual_data
+from research.continual_measures import read_target, summarised
+from research.continual_methods import At, Facts
+from research.continual_rows import METHODS, learner, read_row
+from research.continual_run import Course, Learned
+
+BASE = continual_data.Base(
+    "toy",
+    "0",
+    (
+        np.random.default_rng(0).random((60, 6), np.float32),
+        np.repeat(np.arange(6, dtype=np.int32), 10),
+    ),
+    (
+        np.random.default_rng(1).random((30, 6), np.float32),
+        np.repeat(np.arange(6, dtype=np.int32), 5),
+    ),
+)
+
+
+def config(**changes):
+    plain = continual.Config(
+        data="digits", rows=("none",), tasks=3, hidden=(5,), batch_size=10, seeds=(0, 1), draws=2
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+class TestSequences:
+    def test_permutations_differ_by_task_and_seed_and_serve_both_parts(self):
+        tasks = continual_data.sequence(config(protocol="permuted"), BASE, 0)
+        firsts = [np.asarray(tasks.teach(k).inputs[0]) for k in range(3)]
+        assert all(sorted(f) == sorted(BASE.train[0][0]) for f in firsts)
+        assert len({tuple(f) for f in firsts}) == 3
+        order = [int(np.flatnonzero(BASE.train[0][0] == v)[0]) for v in firsts[1]]
+        np.testing.assert_array_equal(tasks.test(1).inputs, BASE.check[0][:, order])
+        other = continual_data.sequence(config(protocol="permuted"), BASE, 1)
+        assert not np.array_equal(other.teach(0).inputs, tasks.teach(0).inputs)
+
+    @pytest.mark.parametrize("protocol", ["split_task", "split_class", "split_domain"])
+    def test_split_tasks_have_two_classes_each(self, protocol):
+        tasks = continual_data.sequence(config(protocol=protocol), BASE, 0)
+        for task in range(3):
+            assert len(np.unique(tasks.teach(task).targets)) == 2
+            assert len(tasks.test(task).targets) == 10
+        if protocol == "split_domain":
+            assert tasks.classes == 2
+        else:
+            assert tasks.active.sum(1).tolist() == [2, 2, 2]
+            assert tasks.active.sum(0).tolist() == [1] * 6
+        seen = tasks.answers(0, after=2).sum()
+        assert seen == (6 if protocol == "split_class" else 2)
+
+    def test_a_stream_blends_one_order_into_the_next(self):
+        length = {"stream_length": 60, "blend": 0.5}
+        tasks = continual_data.sequence(config(protocol="stream", **length), BASE, 0)
+        pure = continual_data.sequence(
+            config(protocol="stream", stream_length=60, blend=0.0), BASE, 0
+        )
+        later, same = np.asarray(tasks.teach(1).inputs), np.asarray(pure.teach(1).inputs)
+        changed = (later != same).any(1)
+        assert 5 < changed[:30].sum() < 25
+        assert not changed[30:].any()
+        assert tasks.rows(1, 10, 6, np.random.default_rng(0)).ravel().tolist() == list(range(60))
+
+    def test_every_pass_shows_every_example_once(self):
+        tasks = continual_data.sequence(config(protocol="permuted"), BASE, 0)
+        rows = tasks.rows(0, 10, 12, np.random.default_rng(0))
+        assert sorted(rows[:6].ravel()) == sorted(rows[6:].ravel()) == list(range(60))
+
+    def test_more_tasks_than_there_are(self):
+        with pytest.raises(ValueError, match="has 3, not 4"):
+            continual_data.sequence(config(protocol="split_class", tasks=4), BASE, 0)
+
+    def test_data_of_another_protocol(self):
+        with pytest.raises(ValueError, match="is not one of data 'fsdd'"):
+            continual_data.load(config(data="fsdd"))
+
+
+def test_spectrograms_tell_a_low_tone_from_a_high_one():
+    time = np.arange(4000) / 8000
+    waves = [(2**14 * np.sin(2 * np.pi * f * time)).astype(np.int16) for f in (400, 2900)]
+    low, high = continual_data.spectrograms(waves).reshape(2, 16, 16).mean(1)
+    assert low.argmax() == 400 * 16 // 4000
+    assert high.argmax() == 2900 * 16 // 4000
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        ("row", "match"),
+        [("nothing", "no method"), ("ewc", "needs a strength"), ("none@1", "has no strength"),
+         ("ewc@much", "not a number"), ("ewc@-1", ">= 0")],
+    )  # fmt: skip
+    def test_errors(self, row, match):
+        with pytest.raises(ValueError, match=match):
+            read_row(row)
+
+    def test_strengths(self):
+        assert read_row("si@0.5") == ("si", 0.5)
+        assert math.isnan(read_row("none")[1])
+
+    def test_targets(self):
+        assert read_target("none average least 3", ("none",)).within is None
+        with pytest.raises(ValueError, match="is not 'row metric least value'"):
+            read_target("none average above 3", ("none",))
+        with pytest.raises(ValueError, match="pairs"):
+            config(pairs=("none:si@1",))
+
+
+FACTS = Facts((6, 5, 6), 3, True, "adam", 1e-2, 10, 20, 20, 30, 2, True, True)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_learner_learns_a_task_and_passes_a_boundary(method):
+    row = f"{method}@1.0" if METHODS[method].needs_strength else method
+    own, key = learner(row, FACTS), jax.random.key(0)
+    net = own.begin(key)
+    x, y = (jnp.asarray(a[:20]) for a in BASE.train)
+    at = At(jnp.int32(0), jnp.arange(6) < 2, key)
+    task = continual_data.Examples(x, y)
+
+    def loss(net):
+        logits = own.logits(net, x, at)
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1))
+
+    step = jax.jit(lambda net, key: own.step(net, x[:10], y[:10], at._replace(key=key)))
+    after = net
+    for number in range(60):
+        after = step(after, jax.random.fold_in(key, number))
+    shown = jnp.where(at.active, own.logits(after, x[:10], at), -jnp.inf)
+    assert float(jnp.mean(shown.argmax(-1) == y[:10])) >= 0.8
+    bounded = jax.jit(own.boundary)(after, task, at)
+    assert jax.tree.structure(bounded) == jax.tree.structure(net)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(net)]
+    assert [leaf.shape for leaf in jax.tree.leaves(bounded)] == shapes
+    assert np.isfinite(float(loss(bounded)))
+
+
+class TestCourse:
+    def learnt(self, folder, row, stop=None):
+        done = []
+
+        def tell(task):
+            done.append(task)
+            if stop is not None and task == stop:
+                raise KeyboardInterrupt
+
+        course = Course(config(rows=(row,), protocol="split_class", checks=2), BASE, folder, "d")
+        return course.learn(row, 0, tell), done
+
+    @pytest.mark.parametrize("row", ["ewc@10", "mesu@100"])
+    def test_a_run_killed_between_tasks_is_the_run_uninterrupted(self, tmp_path, row):
+        whole, _ = self.learnt(tmp_path / "whole", row)
+        with pytest.raises(KeyboardInterrupt):
+            self.learnt(tmp_path / "parts", row, stop=1)
+        again, done = self.learnt(tmp_path / "parts", row)
+        assert done == [0, 1, 2]
+        np.testing.assert_array_equal(again.accuracy, whole.accuracy)
+        np.testing.assert_array_equal(again.within, whole.within)
+        np.testing.assert_array_equal(again.calibration, whole.calibration)
+
+    def test_what_was_learnt_is_summarised(self):
+        nan = np.nan
+        matrix = np.array([[1.0, nan], [0.5, 0.9]])
+        learned = Learned(matrix, np.full((2, 2), 0.1), np.array([[0.2, 1.0], [0.4, 0.6]]), 80, 0.5)
+        numbers, curves = summarised(learned)
+        assert numbers["average"] == pytest.approx(0.7)
+        assert numbers["forgetting"] == pytest.approx(0.5)
+        assert numbers["gap"] == pytest.approx(0.4)
+        assert curves["learnt"].tolist() == [1.0, 0.9]
+        assert curves["matrix"].tolist() == [[1.0, -1.0], [0.5, 0.9]]
