@@ -529,8 +529,12 @@ def structured(strength):
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@pytest.mark.parametrize("mode", an.testing.MODES)
-@pytest.mark.parametrize("subject", an.testing.SUBJECTS)
+# Every kind of parameters, and every mode: all pairs would take minutes.
+PAIRS = [(subject, "scan") for subject in an.testing.SUBJECTS]
+PAIRS += [("dict", mode) for mode in an.testing.MODES if mode != "scan"]
+
+
+@pytest.mark.parametrize(("subject", "mode"), PAIRS)
 def test_the_contract(subject, mode):
     some(True), some(False)  # before anything is traced
     an.testing.check(structured, subject=subject, mode=mode)
