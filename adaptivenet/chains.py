@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 
 PyTree = Any
 
-__all__ = ["hand_on"]
+__all__ = ["hand_on", "operands"]
 
 # How Python and optax say that an extra argument is not welcome.
 _REFUSALS = ("multiple values for argument", "Unexpected keyword", "unexpected keyword")
@@ -50,3 +52,24 @@ def hand_on(
                 "with the names of those that it needs, if any."
             )
         raise
+
+
+def operands(signals: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Extra arguments that can be operands of a ``cond``, and those that can only be closed over.
+
+    Args:
+      signals: the extra arguments.
+
+    Returns:
+      Trees of arrays and numbers; and the others, functions say.
+
+    >>> operands({"step": 3, "loss": print})
+    ({'step': 3}, {'loss': <built-in function print>})
+    """
+    kinds = (jax.Array, np.ndarray, np.generic, int, float)
+    arrays = {
+        name: value
+        for name, value in signals.items()
+        if all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(value))
+    }
+    return arrays, {name: value for name, value in signals.items() if name not in arrays}

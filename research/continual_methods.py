@@ -17,6 +17,7 @@ import optax
 import adaptivenet as an
 from adaptivenet import models
 from research.continual_data import Examples
+from research.rounds import noisy
 
 PyTree = Any
 post, con = an.posterior, an.consolidation
@@ -281,25 +282,10 @@ class Mesu(Learner):
             }
         return Net(params, self.tx.init(params))
 
-    def drawn(self, mean: PyTree, scales: PyTree, x: jax.Array, key: jax.Array) -> jax.Array:
-        """Outputs of one draw, at every unit's sum."""
-        hidden = x
-        for number, (name, layer) in enumerate(mean.items()):
-            hidden = jax.nn.relu(hidden) if number else hidden
-            hidden = post.meanfield.local_dense(
-                hidden,
-                layer["kernel"],
-                scales[name]["kernel"],
-                jax.random.fold_in(key, number),
-                bias=layer.get("bias"),
-                bias_scale=scales[name].get("bias"),
-            )
-        return hidden
-
     def members(self, mean: PyTree, scales: PyTree, x: jax.Array, at: At) -> jax.Array:
         """Logarithms of the probabilities of several draws, [draws, batch, classes]."""
         keys = jax.random.split(at.key, self.facts.draws)
-        logits = jax.vmap(lambda key: self.drawn(mean, scales, x, key))(keys)
+        logits = jax.vmap(lambda key: noisy(mean, scales, x, key))(keys)
         return jax.nn.log_softmax(jnp.where(at.active, logits, FAR))
 
     def step(self, net: Net, x: jax.Array, y: jax.Array, at: At) -> Net:

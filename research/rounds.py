@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import adaptivenet as an
 from adaptivenet import models
 
 PyTree = Any
@@ -55,6 +56,22 @@ def accuracy(params: PyTree, task: Task) -> jax.Array:
     """Share of the check data that is classified rightly."""
     logits = models.mlp(params, task.check_inputs)
     return jnp.mean((jnp.argmax(logits, -1) == task.check_targets).astype(jnp.float32))
+
+
+def noisy(params: PyTree, scales: PyTree, inputs: jax.Array, key: jax.Array) -> jax.Array:
+    """Logits of an MLP under independent Gaussian parameters, drawn at every unit's sum."""
+    hidden = inputs
+    for number, (name, layer) in enumerate(params.items()):
+        hidden = jax.nn.relu(hidden) if number else hidden
+        hidden = an.posterior.meanfield.local_dense(
+            hidden,
+            layer["kernel"],
+            scales[name]["kernel"],
+            jax.random.fold_in(key, number),
+            bias=layer.get("bias"),
+            bias_scale=scales[name].get("bias"),
+        )
+    return hidden
 
 
 def train(

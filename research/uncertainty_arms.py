@@ -23,7 +23,7 @@ import optax
 
 import adaptivenet as an
 from adaptivenet import models
-from research.rounds import Task, map_kernels
+from research.rounds import Task, map_kernels, noisy
 
 if TYPE_CHECKING:
     from research.uncertainty import Setting
@@ -88,22 +88,6 @@ def cross_entropy(params: PyTree, inputs: jax.Array, targets: jax.Array) -> jax.
     """Mean over a batch, in nats."""
     logits = models.mlp(params, inputs)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, targets))
-
-
-def noisy(params: PyTree, scales: PyTree, inputs: jax.Array, key: jax.Array) -> jax.Array:
-    """Logits under independent Gaussian parameters, drawn at every unit."""
-    hidden = inputs
-    for number, (name, layer) in enumerate(params.items()):
-        hidden = jax.nn.relu(hidden) if number else hidden
-        hidden = post.meanfield.local_dense(
-            hidden,
-            layer["kernel"],
-            scales[name]["kernel"],
-            jax.random.fold_in(key, number),
-            bias=layer["bias"],
-            bias_scale=scales[name]["bias"],
-        )
-    return hidden
 
 
 class Course:

@@ -22,11 +22,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from adaptivenet import trees
-from adaptivenet.chains import hand_on
+from adaptivenet.chains import hand_on, operands
 from adaptivenet.consolidation.boundary import (
     check_share,
     check_strength,
@@ -454,7 +453,7 @@ def on_drift(
             )
         watching, alarm = detector.update(state.detector, value)
         signals = {"value": value, **extra}
-        arrays, others = _split(signals)
+        arrays, others = operands(signals)
 
         def closed(before: PyTree, params: PyTree, snapshots: Any, arrays: Any) -> PyTree:
             return boundary(before, params, snapshots, {**arrays, **others})
@@ -482,17 +481,6 @@ def on_drift(
 def _as_it_is(before: PyTree, *rest: Any) -> PyTree:
     del rest
     return before
-
-
-def _split(signals: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Signals that can be operands of a ``cond``, and those that can only be closed over."""
-    kinds = (jax.Array, np.ndarray, np.generic, int, float)
-    arrays = {
-        name: signal
-        for name, signal in signals.items()
-        if all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(signal))
-    }
-    return arrays, {name: signal for name, signal in signals.items() if name not in arrays}
 
 
 def _check_consolidates(state: PyTree) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from adaptivenet import trees
+from adaptivenet.chains import operands
 from adaptivenet.moments import beside, reset_moments, woken
 from adaptivenet.posterior import gaussian as posterior
 from adaptivenet.pruning import event as events
@@ -223,7 +224,7 @@ def prune(
             return masks.landing(updates, params, state.mask), state
 
         due = plan.due(state.step, every, ongoing=regrow is not None)
-        arrays, others = _split_signals(signals)
+        arrays, others = operands(signals)
 
         def closed(params: PyTree, state: PruneState, arrays: Mapping[str, Any]) -> Any:
             return happen(params, state, {**arrays, **others})
@@ -264,17 +265,6 @@ def _narrow(mask: PyTree, value: Any) -> Any:
         return jax.tree.unflatten(treedef, chosen)
 
     return jax.tree.map(cut, value, is_leaf=lambda node: beside(mask, node) is not None)
-
-
-def _split_signals(signals: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Signals that can be operands, and those (functions, say) that can only be closed over."""
-    kinds = (jax.Array, np.ndarray, np.generic, int, float)
-    arrays = {
-        name: value
-        for name, value in signals.items()
-        if all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(value))
-    }
-    return arrays, {name: value for name, value in signals.items() if name not in arrays}
 
 
 def _check_every(every: Any) -> None:

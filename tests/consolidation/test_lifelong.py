@@ -17,24 +17,9 @@ from adaptivenet.consolidation.boundary import consolidate
 from adaptivenet.consolidation.elastic import elastic, penalty
 from adaptivenet.consolidation.lifelong import landed, lifelong, release, state_of
 from adaptivenet.posterior import Posterior, calibrate, squared_gradient, with_posterior
+from tests.consolidation.lifelong_cases import precise, tree
 
 PROTECTIONS = ("soft", "proximal", "hard", "metaplastic", "none")
-
-
-def tree(seed=0, dtype=jnp.float32):
-    rng = np.random.default_rng(seed)
-    return {
-        "a": jnp.asarray(rng.normal(size=(4, 5)), dtype),
-        "bias": jnp.asarray(rng.normal(size=5), dtype),
-        "c": jnp.asarray(rng.normal(size=(3, 2)), dtype),
-    }
-
-
-def precise(params, seed=1, low=1.0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda p: jnp.asarray(low + rng.gamma(1.0, 5.0, size=p.shape), jnp.float32), params
-    )
 
 
 def make(inner=None, strength=1.0, **options):

@@ -9,15 +9,7 @@ import optax
 import pytest
 
 from adaptivenet.consolidation import ownership
-
-
-def tree(seed=0, dtype=jnp.float32):
-    rng = np.random.default_rng(seed)
-    return {
-        "a": jnp.asarray(rng.normal(size=(4, 5)), dtype),
-        "bias": jnp.asarray(rng.normal(size=5), dtype),
-        "c": jnp.asarray(rng.normal(size=(3, 2)), dtype),
-    }
+from tests.consolidation.lifelong_cases import tree
 
 
 class TestOwnership:

@@ -13,23 +13,7 @@ from hypothesis import strategies as st
 from adaptivenet import counts, pruning
 from adaptivenet.consolidation.lifelong import release, restarted
 from adaptivenet.posterior import Posterior
-
-
-def tree(seed=0, dtype=jnp.float32):
-    rng = np.random.default_rng(seed)
-    return {
-        "a": jnp.asarray(rng.normal(size=(4, 5)), dtype),
-        "bias": jnp.asarray(rng.normal(size=5), dtype),
-        "c": jnp.asarray(rng.normal(size=(3, 2)), dtype),
-    }
-
-
-def precise(params, seed=1, low=1.0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda p: jnp.asarray(low + rng.gamma(1.0, 5.0, size=p.shape), jnp.float32), params
-    )
-
+from tests.consolidation.lifelong_cases import precise, tree
 
 # Eager calls compile the loops of a selection anew; these are compiled once a structure.
 quick_release = jax.jit(release, static_argnames=("score", "by_leaf", "select"))
