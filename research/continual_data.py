@@ -94,7 +94,7 @@ class Sequence:
 
     def answers(self, task: int, after: int) -> np.ndarray:
         """What a task may be answered with, bool [classes], once ``after`` was learnt."""
-        return self.active[: after + 1].any(0) if self.cumulative else self.active[task]
+        return np.any(self.active[: after + 1], axis=0) if self.cumulative else self.active[task]
 
     def rows(
         self, task: int, batch_size: int, steps: int, generator: np.random.Generator
@@ -138,7 +138,7 @@ def load(config: Any) -> Base:
     parts = [(raw.train_inputs[rest], raw.train_targets[rest]), looked]
     groups = None
     if speaking:
-        groups = tuple(np.asarray(waves.speaker) for waves, _ in parts)
+        groups = (np.asarray(parts[0][0].speaker), np.asarray(parts[1][0].speaker))
         arrays = [spectrograms(waves) for waves, _ in parts]
         mean, scale = arrays[0].mean(), arrays[0].std()
         arrays = [(x - mean) / scale for x in arrays]
