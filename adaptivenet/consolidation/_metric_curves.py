@@ -38,7 +38,7 @@ def stability_gap(curves: Any, ends: Sequence[int]) -> Gap:
 
     References:
       De Lange et al., "Continual evaluation for lifelong learning: identifying the stability gap",
-      ICLR 2023.
+      ICLR 2023, arXiv:2205.13452.
 
     >>> gap = stability_gap([[1.0, 0.0], [0.25, 0.5], [0.75, 1.0]], [0, 2])
     >>> gap.drop[1, 0].item(), gap.recovered[1, 0].item()
@@ -112,7 +112,8 @@ def windowed_forgetting(curve: Any, window: int) -> float:
       window: number of consecutive evaluations, at least 2.
 
     Returns:
-      ``max(curve[m] - curve[n])`` over ``m < n < m + window``; below zero where it only rises.
+      ``max(curve[m] - curve[n])`` over ``m < n < m + window``; below zero where it only rises (the
+      authors' code has zero there).
 
     Raises:
       ValueError: the curve is no vector of two or more, holds nan, or the window is below 2.

@@ -29,7 +29,7 @@ def dormant_score(activations: PyTree) -> PyTree:
 
     References:
       Sokar et al., "The dormant neuron phenomenon in deep reinforcement learning", ICML 2023,
-      equation 1.
+      arXiv:2302.12902, definition 3.1.
 
     >>> dormant_score(jnp.array([[1.0, -3.0], [1.0, 3.0]])).tolist()
     [0.5, 1.5]
@@ -119,7 +119,7 @@ def srank(features: Any, delta: Any = 0.01) -> jax.Array:
 
     References:
       Kumar et al., "Implicit under-parameterization inhibits data-efficient deep reinforcement
-      learning", ICLR 2021, section 3.
+      learning", ICLR 2021, arXiv:2010.14498.
 
     >>> srank(jnp.diag(jnp.array([6.0, 3.0, 1.0])), delta=0.2).item()
     2

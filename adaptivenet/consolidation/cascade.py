@@ -65,7 +65,8 @@ def cascade(
     :math:`b^{2(k-1)} / r` steps, so that m levels span :math:`1 / r` to :math:`b^{2(m-1)} / r`:
     across that range the trace of a change fades as one over the square root of time. The state
     takes ``levels - 1`` times the memory of the parameters. They start at the parameters, in
-    equilibrium.
+    equilibrium. (The article's capacities, :math:`2^{k-1}`, and tubes, :math:`2^{-k-2}`, have the
+    base 2 and the rate 1/8.)
 
     Nothing that rescales updates may follow it, since what flows out of the weight must flow into
     the next level; a pruner may (a dead synapse's levels fade to zero with it).
@@ -78,8 +79,8 @@ def cascade(
       leak: of the last level towards zero, as a share of the tube that would follow, ``leak *
         g_m``; 1 as in the article. Without it :math:`\sum_k C_k u_k` changes by updates only.
       step: ``"implicit"`` solves for the levels after the step (backward Euler, a tridiagonal
-        system), stable for all rates; ``"explicit"`` computes flows before the step, as in the
-        published simulations, and is refused where it would be unstable.
+        system), stable for all rates; ``"explicit"`` computes flows before the step, as others do,
+        and is refused where it would be unstable.
       select: regular expressions on paths; None takes all floating leaves.
 
     Returns:

@@ -24,7 +24,8 @@ examples in the task that is learnt now:
 is a quadratic: the precisions add, and the anchor is the mean of the anchors weighted by them, so
 that the memory is constant and nothing is lost (but a number that no gradient sees). ``"online"``
 keeps the latest anchor alone, for the latest parameters were found under the penalty of all the
-tasks before, which the separate form counts a second time.
+tasks before, which the separate form counts a second time. (With a decay, Schwarz et al. decay the
+memory in the penalty as well as at the next boundary: theirs is ``strength = decay * lambda``.)
 
 **Regrowth.** In a chain that resets what it remembers of woken synapses (``with_posterior``,
 ``with_signals``), a synapse that wakes is free: its precision is zero until the next boundary.
@@ -263,7 +264,7 @@ def proximal(
 
     References:
       Parikh and Boyd, "Proximal algorithms", Foundations and Trends in Optimization 1 (2014),
-      sections 1.1 and 4.2 (proximal gradient descent); Kingma and Ba, "Adam", ICLR 2015.
+      section 4.2 (proximal gradient descent); Kingma and Ba, "Adam", ICLR 2015.
 
     >>> from adaptivenet.consolidation.boundary import consolidate
     >>> tx, params = optax.chain(optax.sgd(0.1), proximal(1e9, 0.1)), {"w": jnp.array([1.0])}

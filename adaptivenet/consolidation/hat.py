@@ -26,8 +26,14 @@ of the kernel that makes them, and the inputs of those that read them. The group
 :func:`adaptivenet.pruning.couple` finds in a traced model are such groups. Nothing here knows of
 layers, so that convolutions and residual streams are served as well.
 
+The paper gives every task an output layer of its own, which its rule leaves free to learn. Where
+slices of output layers are among those that :func:`hat_gradients` is given, their weights from
+units in use are held, those of a new task's outputs as well: for the paper's rule give it the same
+groups without these slices (:func:`gated` needs them).
+
 References:
-  Serra et al., "Overcoming catastrophic forgetting with hard attention to the task", ICML 2018.
+  Serra et al., "Overcoming catastrophic forgetting with hard attention to the task", ICML 2018,
+  arXiv:1801.01423.
 """
 
 from __future__ import annotations
@@ -67,7 +73,7 @@ __all__ = [
     "used",
 ]
 
-# The paper's: s e is held within 50 where its cosine is taken; its code clips embeddings at 6.
+# The paper's, section 2.5: s e is held within 50 where its hyperbolic cosine is taken, e within 6.
 _COSINE, _EMBEDDING = 50.0, 6.0
 
 
@@ -179,7 +185,7 @@ def attention(embeddings: ByUnit, task: Any, scale: Number) -> ByUnit:
       ValueError: there is no such task.
 
     References:
-      Serra et al., ICML 2018, section 2: equation 1 with the gate of their choice.
+      Serra et al., ICML 2018, section 2.2: equation 1 with the gate of their choice.
 
     >>> attention({"hidden": jnp.array([[0.0, 2.0, -2.0]])}, 0, 400.0)["hidden"].tolist()
     [0.5, 1.0, 0.0]
@@ -209,7 +215,8 @@ def anneal(batch: Any, batches: Any, largest: Number = 400.0) -> jax.Array:
       ValueError: ``largest`` is not positive or ``batches`` is below 1.
 
     References:
-      Serra et al., ICML 2018, section 2.4: ``s = 1/s_max + (s_max - 1/s_max) (b - 1) / (B - 1)``.
+      Serra et al., ICML 2018, section 2.4, equation 3: ``s = 1/s_max + (s_max - 1/s_max) (b - 1) /
+      (B - 1)``. (Their code divides by B, and so ends an epoch below ``s_max``.)
 
     >>> [anneal(b, 3, largest=4.0).item() for b in range(3)]
     [0.25, 2.125, 4.0]
@@ -250,7 +257,8 @@ def regulariser(now: ByUnit, before: ByUnit) -> jax.Array:
       ValueError: the groups differ.
 
     References:
-      Serra et al., ICML 2018, section 2.6: the weighted and normalised L1 of the attention.
+      Serra et al., ICML 2018, section 2.6, equation 5: the weighted and normalised L1 of the
+      attention.
 
     >>> regulariser({"h": jnp.array([1.0, 0.5, 1.0])}, {"h": jnp.array([1.0, 0.0, 0.0])}).item()
     0.75
@@ -386,8 +394,9 @@ def factors(params: PyTree, units: Units, held: ByUnit) -> PyTree:
       ValueError: the units are of other parameters, or the attention of other groups.
 
     References:
-      Serra et al., ICML 2018, equation 2: ``1 - min(a_i, a_j)``, of a bias ``1 - a_i``. (A kernel
-      with units on one side only, such as the first, has no other attention to take the least of.)
+      Serra et al., ICML 2018, equation 2: ``1 - min(a_i, a_j)``, and their code: of a bias
+      ``1 - a_i``. (A kernel with units on one side only, such as the first, has no other attention
+      to take the least of; the output layers, in the paper, have the hard-coded one of their task.)
 
     >>> params = {"one": jnp.ones((1, 2)), "two": jnp.ones((2, 2))}
     >>> units = units_of({"g": [("one", 1), ("two", 0)], "h": [("two", 1)]}, params)

@@ -26,8 +26,10 @@ stand in no product simply add up.
 **Prior.** Every Laplace approximation contains its prior. It is counted once: that of the first
 belief is kept, of all others only the curvature of the data. The penalty is then the negative log
 belief after all tasks, prior included: leave weight decay out of the loss from the second task on.
+The strength multiplies both; the lambda of Ritter et al. multiplies the data's curvature alone, so
+that beside a loss that is a sum theirs is a strength of lambda and a prior precision over lambda.
 
-(Under ``optax.inject_hyperparams`` give ``static_args=("like", "tasks", "steps")``.)
+(Under ``optax.inject_hyperparams`` give ``static_args=("like", "tasks", "steps", "every")``.)
 
 **Two forms**, as for :func:`adaptivenet.consolidation.elastic.elastic`. ``"online"`` has one
 anchor, the latest mode, which was found under the penalty of all before: the recursion of Laplace
@@ -213,6 +215,7 @@ def structured_proximal(
     form: Form = "online",
     decay: Number = 1.0,
     steps: int = 10,
+    every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
     r"""The same penalty by an implicit step: put it behind the optimizer.
 
@@ -237,6 +240,9 @@ def structured_proximal(
       form: as for :func:`structured_elastic`.
       decay: as for :func:`structured_elastic`.
       steps: of conjugate gradients, at most.
+      every: takes the step for that many updates at once, with as many times the rate, at the last
+        of them, and costs as much less. (The others are the identity. In a vmapped program all
+        updates pay.)
 
     Returns:
       A transformation, which is the identity before the first boundary.
@@ -265,6 +271,8 @@ def structured_proximal(
         check_strength("learning_rate", learning_rate)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a number of steps >= 1, not {steps!r}.")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"every must be a number of updates >= 1, not {every!r}.")
     kind = _kind(form, decay, tasks)
     plans = Plans(like)
 
@@ -284,10 +292,18 @@ def structured_proximal(
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
         there = [wide(leaves[k]) for k in plan.believed]
         there = [x + moves[k].astype(x.dtype) for k, x in zip(plan.believed, there, strict=True)]
-        stiffness = cast(rate, there[0]) * cast(strength, there[0])
+        stiffness = cast(rate, there[0]) * cast(strength, there[0]) * every
         one = memory.summary if isinstance(memory.summary, Curvature) else memory.curvature
-        pulls = _gradient(plan, memory, there)
-        back = implicit(plan, memory.curvature, one, memory.prior, pulls, stiffness, steps)
+
+        def step_back() -> list[jax.Array]:
+            pulls = _gradient(plan, memory, there)
+            return implicit(plan, memory.curvature, one, memory.prior, pulls, stiffness, steps)
+
+        def stay() -> list[jax.Array]:
+            return [jnp.zeros_like(x) for x in there]
+
+        due = (state.step + 1) % every == 0
+        back = step_back() if every == 1 else jax.lax.cond(due, step_back, stay)
         for k, step in zip(plan.believed, back, strict=True):
             move, param = moves[k], leaves[k]
             with jax.numpy_dtype_promotion("standard"):

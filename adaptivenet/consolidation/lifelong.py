@@ -34,7 +34,7 @@ state's owners, as in :mod:`adaptivenet.consolidation.packnet`; without them eve
 References:
   The parts are those of Mallya and Lazebnik, "PackNet", CVPR 2018 (release, keep, go on); Schwarz
   et al., "Progress & compress", ICML 2018, section 4 (the merged belief); Graves, "Practical
-  variational inference for neural networks", NeurIPS 2011, section 7 (what is uncertain goes).
+  variational inference for neural networks", NeurIPS 2011 (what is uncertain goes).
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ meet, for which it should forget nothing::
 
     opt_state = consolidate(opt_state, params, importance(apply, params, inputs))
 
-The paper's penalty is ``lambda * sum(importance * (params - anchor)^2)``, without a half: give
-``elastic(2 * lambda)``, whose online form adds importances over tasks, as the paper does.
+The paper's penalty (equation 3) is ``lambda * sum(importance * (params - anchor)^2)``, without a
+half: give ``elastic(2 * lambda)``, whose online form adds importances over tasks, as the authors'
+code does. (Its lambda is 1 by default.)
 
 References:
   Aljundi et al., "Memory aware synapses: learning what (not) to forget", ECCV 2018,
@@ -46,13 +47,13 @@ def importance(
 ) -> Posterior:
     """How much each parameter matters to the output: ``mean_n |d ||f(x_n)||^2 / d w|``.
 
-    The absolute value is taken of every example by itself. (The paper's code takes it of a batch,
-    where examples of opposite sign cancel.) A kernel that an example uses once costs one product
-    of absolute values for all examples; others take a gradient an example.
+    The absolute value is taken of every example by itself. (The authors' code does so, or takes it
+    of a batch, where examples of opposite sign cancel.) A kernel that an example uses once costs
+    one product of absolute values for all examples; others take a gradient an example.
 
     Args:
       apply: ``apply(params, inputs) -> outputs [examples, ...]``, whose examples do not depend on
-        each other. The paper takes the outputs of the task at hand, before any softmax.
+        each other. The authors take the outputs of the task at hand, before any softmax.
       params: pytree of arrays.
       inputs: array or pytree of arrays, ``[examples, ...]``; no labels.
       batch_size: examples at a time; None takes all at once.
@@ -68,8 +69,8 @@ def importance(
         not map a batch to a batch.
 
     References:
-      Aljundi et al., "Memory aware synapses", ECCV 2018, equations 2 and 3, with the squared norm
-      of the output for functions of several outputs.
+      Aljundi et al., "Memory aware synapses", ECCV 2018, section 4.1, equation 2, with the squared
+      norm of the output for functions of several outputs.
 
     >>> params, inputs = {"w": jnp.array([[1.0]])}, jnp.array([[1.0], [-2.0]])
     >>> apply = lambda p, x: x @ p["w"]
@@ -114,15 +115,14 @@ def hebbian(
       select: as for :func:`importance`.
 
     Returns:
-      As :func:`importance`, at its scale (the paper leaves the factor of 2 out); leaves that stand
-      in no product with an input have masked nodes.
+      As :func:`importance`, at its scale; leaves that stand in no product with an input have masked
+      nodes.
 
     Raises:
       ValueError: as :func:`importance`; there is no kernel.
 
     References:
-      Aljundi et al., "Memory aware synapses", ECCV 2018, section 4, "Connection to Hebbian
-      learning".
+      Aljundi et al., "Memory aware synapses", ECCV 2018, "Connection to Hebbian learning".
 
     >>> params, inputs = {"w": jnp.array([[1.0, -1.0]])}, jnp.array([[2.0], [1.0]])
     >>> apply = lambda p, x: jax.nn.relu(x @ p["w"])

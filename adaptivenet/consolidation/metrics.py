@@ -175,7 +175,7 @@ def forgetting(matrix: Any) -> Floats:
 
     References:
       Chaudhry et al., "Riemannian walk for incremental learning: understanding forgetting and
-      intransigence", ECCV 2018, section 4: the forgetting measure.
+      intransigence", ECCV 2018, arXiv:1801.10112, equation 3: the forgetting measure.
 
     >>> float(forgetting([[0.75, np.nan, np.nan], [1.0, 1.0, np.nan], [0.5, 0.75, 1.0]]))
     0.375
@@ -283,7 +283,7 @@ def intransigence(matrix: Any, reference: Any) -> np.ndarray:
 
     References:
       Chaudhry et al., "Riemannian walk for incremental learning: understanding forgetting and
-      intransigence", ECCV 2018, section 4: the intransigence measure.
+      intransigence", ECCV 2018, arXiv:1801.10112, equation 4: the intransigence measure.
 
     >>> intransigence([[0.75, np.nan], [0.0, 0.5]], [1.0, 1.0]).tolist()
     [0.25, 0.5]

@@ -138,7 +138,7 @@ def view(params: PyTree, owner: PyTree, task: Any) -> PyTree:
       ValueError: the owners belong to another tree.
 
     References:
-      Mallya and Lazebnik, "PackNet", CVPR 2018, section 3: the masks at test time.
+      Mallya and Lazebnik, "PackNet", CVPR 2018: the masks at test time.
 
     >>> w, owner = {"w": jnp.array([1.0, 2.0, 3.0])}, {"w": jnp.array([0, 1, -1])}
     >>> view(w, owner, 0)["w"].tolist(), view(w, owner, 1)["w"].tolist()

@@ -24,7 +24,7 @@ layers of single tasks are named by ``heads=``; they are never touched.
 
 References:
   Mallya and Lazebnik, "PackNet: adding multiple tasks to a single network by iterative pruning",
-  CVPR 2018, section 3.
+  CVPR 2018, arXiv:1711.05769.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def packnet(
         synapses are heads; at ``update``: no parameters; at a boundary: no free weights are left.
 
     References:
-      Mallya and Lazebnik, CVPR 2018, section 3.
+      Mallya and Lazebnik, CVPR 2018.
 
     >>> tx, params = packnet(0.5), {"w": jnp.array([[3.0, 1.0]])}
     >>> state = tx.init(params).consolidated(params)
@@ -186,7 +186,7 @@ def prune(params: PyTree, owner: PyTree, task: Any, fraction: Any) -> tuple[PyTr
       ValueError: the fraction is out of range, or the owners belong to another tree.
 
     References:
-      Mallya and Lazebnik, CVPR 2018, section 3: the lowest weights by magnitude, layer by layer.
+      Mallya and Lazebnik, CVPR 2018: the lowest weights by magnitude, layer by layer.
 
     >>> params, owner = {"w": jnp.array([9.0, 1.0, -3.0])}, {"w": jnp.array([0, -1, -1])}
     >>> params, owner = prune(params, owner, 1, 0.5)

@@ -121,7 +121,8 @@ def path_integral(
 
     with the decay :math:`d` and the damping :math:`\xi`. The maximum is not in the paper but in its
     authors' code: credit is negative where a synapse went uphill, and a negative penalty would push
-    it away.
+    it away. (That code has a decay, too, but of a running mean: d times the old and 1 - d times the
+    new.)
 
     Everything that changes the step should be within (a pruner as well: a cut is a step, credited
     with minus the gradient times minus the weight); what estimates a belief or hands on signals
@@ -131,7 +132,8 @@ def path_integral(
     Args:
       inner: an optimizer, or a chain.
       strength: c of the surrogate loss, at least 0.
-      damping: xi, positive; it bounds the importance of synapses that have hardly moved.
+      damping: xi, positive; it bounds the importance of synapses that have hardly moved. (The
+        authors: 0.1 for Permuted MNIST, 0.001 for Split CIFAR-10.)
       decay: share of the importance that is kept at a boundary, in [0, 1]; 1 in the paper.
       select: regular expressions on the paths to protect; None takes all floating leaves.
 
@@ -145,7 +147,8 @@ def path_integral(
 
     References:
       Zenke, Poole and Ganguli, "Continual learning through synaptic intelligence", ICML 2017,
-      equations 3 (the path integral), 4 (the surrogate loss) and 5 (the importance).
+      arXiv:1703.04200, equations 3 (the path integral), 4 (the surrogate loss) and 5 (the
+      importance).
 
     >>> from adaptivenet.consolidation.boundary import consolidate
     >>> tx, params = path_integral(optax.sgd(0.5), 1.0, damping=1.0), {"w": jnp.array([1.0, 0.0])}

@@ -18,7 +18,7 @@ them as they read any sparse network.
 
 References:
   Mallya, Davis and Lazebnik, "Piggyback: adapting a single network to multiple tasks by learning to
-  mask weights", ECCV 2018.
+  mask weights", ECCV 2018, arXiv:1801.06519.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PyTree = Any
 
 __all__ = ["apply_mask", "bits", "init", "masks", "pack", "unpack"]
 
-# The values of the paper, section 4: all synapses start in the mask.
+# The values of the authors' code: all synapses start in the mask.
 _START, _THRESHOLD = 1e-2, 5e-3
 
 
@@ -53,7 +53,8 @@ def init(
       params: pytree of arrays, the backbone.
       value: score of every synapse to start from; above the threshold, the task starts from the
         backbone as it is.
-      key: draws the scores uniformly from [0, 2 value) instead.
+      key: draws the scores uniformly from [0, 2 value) instead (the authors' uniform start is from
+        [-value, value), with three quarters of the synapses off).
       select: as for :func:`adaptivenet.trees.select_leaves`.
 
     Returns:
@@ -118,7 +119,7 @@ def apply_mask(
       ValueError: the scores belong to another tree, or have other shapes.
 
     References:
-      Mallya, Davis and Lazebnik, ECCV 2018, section 3: the masks of equation 1 and their gradient.
+      Mallya, Davis and Lazebnik, ECCV 2018: the masks and their gradient.
 
     >>> w, s = {"w": jnp.array([2.0, -3.0])}, {"w": jnp.array([0.01, 0.0])}
     >>> apply_mask(w, s)["w"].tolist()

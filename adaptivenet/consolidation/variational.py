@@ -52,9 +52,10 @@ def next_task(
     Args:
       fields: the belief after a task.
       scale: standard deviations to start the next task from, a number or a pytree like the
-        parameters; by default those of the belief. (The means start where they are. A belief that
-        starts narrow takes in the means of a task first and its uncertainty after: the remedy of
-        Swaroop et al. against noisy gradients early in training.)
+        parameters; by default those of the belief, as in VCL. A belief that starts narrow takes in
+        the means of a task first and its uncertainty after. (Swaroop et al. start every task at
+        variances of exp(-6), and at means that are drawn anew, of deviation 0.1; here the means
+        start where they are.)
       widen: factor of the prior's variances; 1 is Bayes' rule, and more forgets on purpose, as if
         the weights had drifted between the tasks.
       heads: regular expressions on paths of leaves that begin anew, such as an output layer that
@@ -148,7 +149,7 @@ def refine(
       ValueError: fewer than one sample or a negative number of steps, or trees do not fit.
 
     References:
-      Nguyen et al., "Variational continual learning", ICLR 2018, algorithm 1 and section 2.2.
+      Nguyen et al., "Variational continual learning", ICLR 2018, section 2.1.
 
     >>> def log_likelihood(params, seen):
     ...     return -0.5 * jnp.sum((seen - params["w"]) ** 2)
@@ -228,7 +229,7 @@ def k_center(inputs: jax.Array, count: int, key: jax.Array) -> jax.Array:
 
     References:
       Gonzalez, "Clustering to minimize the maximum intercluster distance", Theoretical Computer
-      Science 38 (1985); Nguyen et al., ICLR 2018, section 2.2, for coresets chosen by it.
+      Science 38 (1985); Nguyen et al., ICLR 2018, section 2.1, for coresets chosen by it.
 
     >>> places = k_center(jnp.array([[0.0], [0.1], [5.0], [5.1]]), 2, jax.random.key(0))
     >>> sorted((places // 2).tolist())  # one of each pair

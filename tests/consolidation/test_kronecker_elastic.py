@@ -323,6 +323,20 @@ class TestProximal:
         assert gaps[1] < 0.1
         assert gaps[2] < 2e-3
 
+    def test_one_step_for_several_updates(self):
+        (belief,) = tasks("kronecker", 1)
+        move = jax.tree.map(lambda p: 0.3 * normal(*p.shape, seed=7), PARAMS)
+        tx = structured_proximal(2.0, 0.1, belief, steps=1, every=3)
+        state, rows = remembered(tx, [belief]), []
+        for _ in range(6):
+            updates, state = tx.update(move, state, PARAMS)
+            rows.append(flat(updates))
+        once = structured_proximal(6.0, 0.1, belief, steps=1)
+        due = flat(once.update(move, remembered(once, [belief]), PARAMS)[0])
+        assert not np.allclose(due, flat(move), atol=0.01)
+        for row, wanted in zip(rows, [flat(move), flat(move), due] * 2, strict=True):
+            np.testing.assert_allclose(row, wanted, atol=1e-5)
+
     def test_a_prior_that_is_not_one_number(self):
         prior = jax.tree.map(lambda p: 0.5 + jnp.arange(p.shape[-1], dtype=p.dtype), PARAMS)
         belief = fit(PARAMS, 0, prior=prior)
@@ -500,6 +514,8 @@ class TestErrors:
                 structured_proximal(like=fit, learning_rate=0.1, **options)
         with pytest.raises(ValueError, match="steps must be a number of steps >= 1"):
             structured_proximal(1.0, 0.1, fit, steps=0)
+        with pytest.raises(ValueError, match="every must be a number of updates >= 1"):
+            structured_proximal(1.0, 0.1, fit, every=0)
 
     def test_what_like_must_be(self):
         with pytest.raises(TypeError, match=r"with correlations, not dict.*structure='kronecker'"):

@@ -92,7 +92,8 @@ def balanced(current: jax.Array, replay: jax.Array, *, tasks: Number) -> jax.Arr
       ValueError: fewer than one task.
 
     References:
-      Shin et al., NeurIPS 2017, section 3.1; van de Ven and Tolias, arXiv:1809.10635.
+      Shin et al., NeurIPS 2017, section 3.1, for a mixture of the two; van de Ven and Tolias,
+      arXiv:1809.10635, for its shares.
 
     >>> balanced(jnp.float32(4.0), jnp.float32(1.0), tasks=4).item()
     1.75

@@ -157,10 +157,10 @@ def observe(
 
     References:
       Cappe and Moulines, "On-line expectation-maximization algorithm for latent data models", JRSS
-      B 71 (2009), section 2.2, for the online step; Ghahramani and Hinton, "The EM algorithm for
-      mixtures of factor analyzers", technical report CRG-TR-96-1 (1996), for the statistics (here
-      every component has a noise of its own); Liu, Rubin and Wu, "Parameter expansion to accelerate
-      EM: the PX-EM algorithm", Biometrika 85 (1998), by which the variance of every input under a
+      B 71 (2009), for the online step; Ghahramani and Hinton, "The EM algorithm for mixtures of
+      factor analyzers", technical report CRG-TR-96-1 (1996), for the statistics (here every
+      component has a noise of its own); Liu, Rubin and Wu, "Parameter expansion to accelerate EM:
+      the PX-EM algorithm", Biometrika 85 (1998), by which the variance of every input under a
       component is that of its statistics after each step; Arthur and Vassilvitskii, "k-means++:
       the advantages of careful seeding", SODA 2007, for the start.
 

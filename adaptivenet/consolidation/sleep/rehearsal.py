@@ -94,7 +94,8 @@ def distillation(
     Args:
       logits: ``[batch, classes]``.
       targets: ``[batch, classes]``, logits of the older network; no gradient goes into them. Where
-        it had fewer classes, give those columns of the logits that it knows.
+        it had fewer classes, give those columns of the logits that it knows (van de Ven's code
+        gives the other classes a target of zero).
       temperature: T, positive.
       weights: as for :func:`cross_entropy`.
 
@@ -138,8 +139,7 @@ def mix(batch: PyTree, drawn: Drawn, *, share: Number | None = None) -> tuple[Py
       ValueError: the trees differ in structure, or the share is out of range.
 
     References:
-      Chaudhry et al., "On tiny episodic memories in continual learning", arXiv:1902.10486,
-      algorithm 1.
+      Chaudhry et al., "On tiny episodic memories in continual learning", arXiv:1902.10486.
 
     >>> batch, weights = mix(jnp.zeros(2), Drawn(jnp.ones(2), jnp.array([True, False])), share=0.5)
     >>> batch.tolist(), weights.tolist()
@@ -190,15 +190,15 @@ def der_loss(
       drawn: its items are :class:`Remembered`.
       alpha: weight of the logits.
       beta: weight of the labels.
-      again: a second, independent draw for the labels, as in the paper; by default the first
-        serves, which saves a forward pass.
+      again: a second, independent draw for the labels, as in the authors' code; by default the
+        first serves, which saves a forward pass.
 
     Returns:
       Scalar, zero if nothing was drawn.
 
     References:
       Buzzega et al., "Dark experience for general continual learning: a strong, simple baseline",
-      NeurIPS 2020, equations 5 and 6.
+      NeurIPS 2020, arXiv:2004.07211, section 3, equation 6 (DER++).
 
     >>> items = Remembered(jnp.ones((1, 2)), jnp.array([0]), jnp.array([[1.0, 4.0]]))
     >>> drawn = Drawn(items, jnp.array([True]))
@@ -237,7 +237,8 @@ def project(grads: PyTree, reference: PyTree) -> PyTree:
       ValueError: the trees differ in leaves or shapes.
 
     References:
-      Chaudhry et al., "Efficient lifelong learning with A-GEM", ICLR 2019, equation 11.
+      Chaudhry et al., "Efficient lifelong learning with A-GEM", ICLR 2019, arXiv:1812.00420,
+      equation 11.
 
     >>> project(jnp.array([1.0, -1.0]), jnp.array([0.0, 2.0])).tolist()
     [1.0, 0.0]
@@ -271,7 +272,7 @@ def agem() -> optax.GradientTransformationExtraArgs:
       ValueError: at ``update``: no ``reference_grads=``, or they do not fit the gradients.
 
     References:
-      Chaudhry et al., ICLR 2019, algorithm 2.
+      Chaudhry et al., ICLR 2019, algorithm 2 (in the appendix).
 
     >>> tx = optax.chain(agem(), optax.sgd(1.0))
     >>> params, grads = jnp.ones(2), jnp.array([1.0, -1.0])

@@ -174,9 +174,9 @@ def elbo(
         as :func:`encode`.
 
     References:
-      Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, equations 3 and 10; Sohn,
-      Lee and Yan, "Learning structured output representation using deep conditional generative
-      models", NeurIPS 2015, for the conditioning.
+      Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, arXiv:1312.6114; Sohn, Lee
+      and Yan, "Learning structured output representation using deep conditional generative models",
+      NeurIPS 2015, for the conditioning.
 
     >>> params = jax.tree.map(jnp.zeros_like, init(jax.random.key(0), 4, 2))
     >>> elbo(params, jax.random.key(1), jnp.ones((1, 4)))  # -4 log 2
@@ -260,7 +260,8 @@ def dream(
       ValueError: an unknown likelihood, or labels that do not fit.
 
     References:
-      Shin et al., "Continual learning with deep generative replay", NeurIPS 2017, section 3.
+      Shin et al., "Continual learning with deep generative replay", NeurIPS 2017, section 3 (where
+      the generator is an adversarial one).
 
     >>> dream(init(jax.random.key(0), 4, 2), jax.random.key(1), 3).shape
     (3, 4)
