@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from adaptivenet import pruning, testing, trees
 from adaptivenet.consolidation.cascade import CascadeState, cascade, diffuse, memory_trace
+from tests.cells import every_cell
 
 PARAMS = {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(3, 2), "bias": jnp.ones(2)}
 
@@ -252,8 +253,7 @@ def make(strength):
     return optax.chain(optax.sgd(0.1), cascade(3, rate=strength, leak=strength))
 
 
-@pytest.mark.parametrize("mode", testing.MODES)
-@pytest.mark.parametrize("subject", testing.SUBJECTS)
+@every_cell
 def test_contract(subject, mode):
     testing.check(make, subject=subject, mode=mode)
 

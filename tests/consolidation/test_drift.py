@@ -17,6 +17,7 @@ from adaptivenet import testing, trees
 from adaptivenet.consolidation.drift import Detector, cusum, novelty, on_drift, page_hinkley
 from adaptivenet.consolidation.elastic import elastic
 from adaptivenet.posterior.gaussian import Posterior, isotropic
+from tests.cells import every_cell
 
 
 def alarms(detector, values):
@@ -330,8 +331,7 @@ def by_the_clock(strength):
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-@pytest.mark.parametrize("mode", testing.MODES)
-@pytest.mark.parametrize("subject", testing.SUBJECTS)
+@every_cell
 def test_contract(subject, mode):
     testing.check(by_the_clock, subject=subject, mode=mode)
 

@@ -21,6 +21,7 @@ from adaptivenet.consolidation.elastic import (
     proximal,
 )
 from adaptivenet.posterior import Posterior
+from tests.cells import every_cell
 from tests.consolidation.elastic_cases import PARAMS, believed, close, gradient, like
 
 
@@ -401,8 +402,7 @@ def elastic_and_proximal(strength):
     return an.with_posterior(an.posterior.squared_gradient(0.9), chain, reset=False)
 
 
-@pytest.mark.parametrize("mode", an.testing.MODES)
-@pytest.mark.parametrize("subject", an.testing.SUBJECTS)
+@every_cell
 def test_the_contract(subject, mode):
     an.testing.check(elastic_and_proximal, subject=subject, mode=mode)
 

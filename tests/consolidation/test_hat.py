@@ -12,6 +12,7 @@ import adaptivenet as an
 from adaptivenet import pruning, trees
 from adaptivenet.consolidation import hat
 from adaptivenet.consolidation.boundary import consolidate
+from tests.cells import every_cell
 
 SIZES = (3, 5, 4, 2)
 PARAMS = an.models.mlp_init(jax.random.key(0), SIZES)
@@ -303,7 +304,6 @@ def guarding(strength):
     return optax.chain(optax.adam(1e-2), guard)
 
 
-@pytest.mark.parametrize("mode", an.testing.MODES)
-@pytest.mark.parametrize("subject", an.testing.SUBJECTS)
+@every_cell
 def test_contract(subject, mode):
     an.testing.check(guarding, subject=subject, mode=mode, steps=3)

@@ -17,6 +17,7 @@ from adaptivenet.consolidation.boundary import consolidate
 from adaptivenet.consolidation.elastic import elastic, penalty
 from adaptivenet.consolidation.lifelong import landed, lifelong, release, state_of
 from adaptivenet.posterior import Posterior, calibrate, squared_gradient, with_posterior
+from tests.cells import every_cell
 from tests.consolidation.lifelong_cases import precise, tree
 
 PROTECTIONS = ("soft", "proximal", "hard", "metaplastic", "none")
@@ -493,8 +494,7 @@ def after_a_boundary(strength, **options):
     return optax.GradientTransformationExtraArgs(init, tx.update)
 
 
-@pytest.mark.parametrize("mode", an.testing.MODES)
-@pytest.mark.parametrize("subject", an.testing.SUBJECTS)
+@every_cell
 def test_contract(subject, mode):
     an.testing.check(after_a_boundary, subject=subject, mode=mode, steps=3)
 

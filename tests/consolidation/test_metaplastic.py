@@ -20,6 +20,7 @@ from adaptivenet.consolidation.metaplastic import (
     straight_through_sign,
 )
 from adaptivenet.posterior.gaussian import Posterior, isotropic
+from tests.cells import every_cell
 
 PARAMS = {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(3, 2), "bias": jnp.ones(2)}
 
@@ -245,8 +246,7 @@ def believing(strength):
     )
 
 
-@pytest.mark.parametrize("mode", testing.MODES)
-@pytest.mark.parametrize("subject", testing.SUBJECTS)
+@every_cell
 def test_contract(subject, mode):
     """Both in one chain: a program serves both."""
 

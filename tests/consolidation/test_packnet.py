@@ -17,6 +17,7 @@ from adaptivenet import counts
 from adaptivenet.consolidation import packnet as pn
 from adaptivenet.consolidation.boundary import consolidate
 from adaptivenet.moments import reset_moments
+from tests.cells import every_cell
 
 boundary = jax.jit(consolidate)
 quick_prune = jax.jit(pn.prune)
@@ -244,8 +245,7 @@ def with_boundaries(fraction):
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-@pytest.mark.parametrize("mode", an.testing.MODES)
-@pytest.mark.parametrize("subject", an.testing.SUBJECTS)
+@every_cell
 def test_contract(subject, mode):
     an.testing.check(with_boundaries, subject=subject, mode=mode, steps=4)
 

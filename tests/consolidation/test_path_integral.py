@@ -13,6 +13,7 @@ from adaptivenet import pruning
 from adaptivenet.consolidation.boundary import consolidate
 from adaptivenet.consolidation.elastic import penalty
 from adaptivenet.consolidation.path_integral import PathIntegralState, path_integral
+from tests.cells import every_cell
 
 PARAMS = {"kernel": jnp.linspace(-1.0, 1.0, 6).reshape(3, 2), "bias": jnp.ones(2)}
 
@@ -264,8 +265,7 @@ def intelligent(strength):
     return bounded(path_integral(optax.adam(1e-2), strength * 10, damping=0.1, decay=strength))
 
 
-@pytest.mark.parametrize("mode", an.testing.MODES)
-@pytest.mark.parametrize("subject", an.testing.SUBJECTS)
+@every_cell
 def test_the_contract(subject, mode):
     an.testing.check(intelligent, subject=subject, mode=mode)
 

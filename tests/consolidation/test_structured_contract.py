@@ -17,6 +17,7 @@ from adaptivenet.consolidation.kronecker_elastic import (
     structured_proximal,
 )
 from adaptivenet.posterior import laplace
+from tests.cells import every_cell
 
 STRUCTURES = ("kronecker", "ekfac", "full", "diagonal")
 
@@ -85,12 +86,7 @@ def _beliefs():
     some(True), some(False)  # before anything is traced
 
 
-# Every kind of parameters, and every mode: all pairs would take minutes.
-PAIRS = [(subject, "scan") for subject in an.testing.SUBJECTS]
-PAIRS += [("dict", mode) for mode in an.testing.MODES if mode != "scan"]
-
-
-@pytest.mark.parametrize(("subject", "mode"), PAIRS)
+@every_cell
 @pytest.mark.usefixtures("_beliefs")
 def test_the_contract(subject, mode):
     an.testing.check(by_gradient, subject=subject, mode=mode)

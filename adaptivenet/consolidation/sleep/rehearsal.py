@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 from adaptivenet import trees
+from adaptivenet.consolidation import functional
 from adaptivenet.consolidation.sleep.buffer import Drawn
 from adaptivenet.posterior._arrays import known, wide
 from adaptivenet.posterior._states import cast
@@ -86,10 +87,10 @@ def distillation(
     temperature: Number = 2.0,
     weights: jax.Array | None = None,
 ) -> jax.Array:
-    """The mean cross-entropy against the softened answers of an older network.
+    """The mean divergence from the softened answers of an older network, times ``T^2``.
 
-    ``-T^2 sum_c softmax(targets / T)_c log softmax(logits / T)_c``: the square keeps the size of
-    the gradients as the temperature changes.
+    It is :func:`adaptivenet.consolidation.functional.distillation` averaged over a batch; the
+    square keeps the size of the gradients as the temperature changes.
 
     Args:
       logits: ``[batch, classes]``.
@@ -103,7 +104,7 @@ def distillation(
       Scalar.
 
     Raises:
-      ValueError: the temperature is not positive.
+      ValueError: the temperature is not positive, or shapes differ.
 
     References:
       Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", arXiv:1503.02531,
@@ -114,13 +115,8 @@ def distillation(
     >>> jax.grad(distillation)(logits, targets, temperature=1.0).round(3)  # softmax - 1 / 2
     Array([[ 0.381, -0.381]], dtype=float32)
     """
-    if known(temperature) and not np.all(np.asarray(temperature) > 0):
-        raise ValueError(f"temperature must be positive, not {temperature}.")
-    logits = wide(logits)
-    heat = cast(temperature, logits)
-    soft = jax.nn.softmax(jax.lax.stop_gradient(wide(targets).astype(logits.dtype)) / heat)
-    values = -jnp.square(heat) * jnp.sum(soft * jax.nn.log_softmax(logits / heat), axis=-1)
-    return _mean(values, weights)
+    values = functional.distillation(logits, targets, temperature=temperature)
+    return _mean(jnp.square(cast(temperature, values)) * values, weights)
 
 
 def mix(batch: PyTree, drawn: Drawn, *, share: Number | None = None) -> tuple[PyTree, jax.Array]:

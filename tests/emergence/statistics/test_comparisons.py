@@ -129,6 +129,13 @@ def test_holm_is_the_step_down(values):
     np.testing.assert_allclose(statistics.holm(values), holm_by_hand(values))
 
 
+def test_holm_is_statsmodels():
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    values = np.random.default_rng(0).uniform(0, 0.3, 20).round(2)  # with ties, and some above 1
+    expected = multitest.multipletests(values, method="holm")[1]
+    np.testing.assert_allclose(statistics.holm(values), expected)
+
+
 def test_pages_l_by_hand():
     # The tabulated example of three subjects and three ordered conditions.
     got = statistics.page_trend([[1, 2, 3], [1, 3, 2], [1, 2, 3]])
