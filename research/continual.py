@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from adaptivenet.emergence.verdict import Hypothesis, Preregistration
 from adaptivenet.training import Range
 from research import study
-from research.continual_data import Base, load
+from research.continual_data import PROTOCOLS, Base, load
 from research.continual_measures import read_target, summarised, tables
 from research.continual_rows import read_row
 from research.continual_run import Course
@@ -45,13 +45,14 @@ class Config(study.Config):
     claims: Claims = Claims()
     """what is claimed"""
     protocol: Literal[
-        "permuted", "split_task", "split_domain", "split_class", "speakers", "stream"
+        "permuted", "split", "split_task", "split_domain", "split_class", "speakers", "stream"
     ] = "permuted"
-    """what makes a task: see research.continual_data"""
+    """what makes a task: see research.continual_data; split: every row begins with task/, domain/
+    or class/"""
     tasks: Annotated[int, Range(ge=2)] = 10
     """how many"""
     rows: tuple[str, ...] = ("none", "ewc@100", "si@10")
-    """method@strength"""
+    """method@strength, or scenario/method@strength"""
     pairs: tuple[str, ...] = ()
     """a row, a colon, another: the gain in average accuracy, paired by seed, is a metric"""
     targets: tuple[str, ...] = ()
@@ -90,13 +91,24 @@ class Config(study.Config):
     def __post_init__(self) -> None:
         """Reads every row, pair and target before anything runs."""
         for row in self.rows:
-            read_row(row)
+            read_row(self.apart(row)[1])
         for pair in self.pairs:
             for row in pair.split(":"):
                 if row not in self.rows or pair.count(":") != 1:
                     raise ValueError(f"pairs: {pair!r} is not row:row of {', '.join(self.rows)}.")
         for target in self.targets:
             read_target(target, self.rows)
+
+    def apart(self, row: str) -> tuple[str, str]:
+        """The protocol of a row, and the row without its scenario."""
+        if self.protocol != "split":
+            return self.protocol, row
+        scenario, sign, rest = row.partition("/")
+        if not sign or f"split_{scenario}" not in PROTOCOLS:
+            raise ValueError(
+                f"row {row!r}: with protocol split write task/{row}, domain/{row} or class/{row}."
+            )
+        return f"split_{scenario}", rest
 
 
 def run(config: Config, data: Base, seeds: tuple[int, ...], tick: study.Tick) -> study.Outcome:

@@ -96,6 +96,23 @@ class Sequence:
         """What a task may be answered with, bool [classes], once ``after`` was learnt."""
         return np.any(self.active[: after + 1], axis=0) if self.cumulative else self.active[task]
 
+    def lesson(self, task: int) -> Examples:
+        """What a task is learnt from, once it is known that the head has its labels.
+
+        Raises:
+          ValueError: it has others.
+        """
+        found = self.teach(task)
+        labels = np.unique(np.asarray(found.targets))
+        known = np.flatnonzero(self.active[task])
+        strange = np.setdiff1d(labels, known)
+        if strange.size:
+            raise ValueError(
+                f"task {task + 1} has the labels {labels.tolist()}, but its outputs are "
+                f"{known.tolist()}: no output stands for {strange.tolist()}."
+            )
+        return found
+
     def rows(
         self, task: int, batch_size: int, steps: int, generator: np.random.Generator
     ) -> np.ndarray:
@@ -178,13 +195,14 @@ def spectrograms(waves: Any) -> np.ndarray:
     return np.stack(found)
 
 
-def sequence(config: Any, base: Base, seed: int) -> Sequence:
+def sequence(config: Any, base: Base, seed: int, protocol: str = "") -> Sequence:
     """The tasks of a seed.
 
     Args:
       config: the study's config, with ``protocol``, ``tasks`` and ``blend``.
       base: the data.
       seed: draws permutations and orders.
+      protocol: one of ``PROTOCOLS``; by default that of the config.
 
     Returns:
       The sequence.
@@ -192,27 +210,28 @@ def sequence(config: Any, base: Base, seed: int) -> Sequence:
     Raises:
       ValueError: more tasks than there are pairs of classes, or speakers.
     """
+    protocol = protocol or config.protocol
     generator = np.random.Generator(np.random.PCG64([seed, 7]))
-    if config.protocol in ("permuted", "stream"):
+    if protocol in ("permuted", "stream"):
         orders = [generator.permutation(base.train[0].shape[1]) for _ in range(config.tasks)]
-        if config.protocol == "stream":
+        if protocol == "stream":
             return _stream(config, base, orders, generator)
         return _permuted(base, orders)
-    if config.protocol == "speakers":
+    if protocol == "speakers":
         assert base.groups is not None
         names = generator.permutation(np.unique(base.groups[0]))
         chosen = [tuple(group == name for group in base.groups) for name in names]
         return _parts(config, base, chosen, np.ones((len(names), 10), bool))
     pairs = generator.permutation(1 + int(base.train[1].max())).reshape(-1, 2)
     chosen = [tuple(np.isin(y, pair) for y in (base.train[1], base.check[1])) for pair in pairs]
-    if config.protocol == "split_domain":
+    if protocol == "split_domain":
         second = [np.isin(y, pairs[:, 1]).astype(np.int32) for y in (base.train[1], base.check[1])]
         base = base._replace(train=(base.train[0], second[0]), check=(base.check[0], second[1]))
         return _parts(config, base, chosen, np.ones((len(pairs), 2), bool))
     active = np.zeros((len(pairs), pairs.size), bool)
     for place, pair in enumerate(pairs):
         active[place, pair] = True
-    return _parts(config, base, chosen, active, cumulative=config.protocol == "split_class")
+    return _parts(config, base, chosen, active, cumulative=protocol == "split_class")
 
 
 def _permuted(base: Base, orders: list[np.ndarray]) -> Sequence:
@@ -258,7 +277,7 @@ def _parts(
 ) -> Sequence:
     """Tasks that are parts of the data set."""
     if config.tasks > len(chosen):
-        raise ValueError(f"tasks: {config.protocol} has {len(chosen)}, not {config.tasks}.")
+        raise ValueError(f"tasks: {config.data} has parts for {len(chosen)}, not {config.tasks}.")
     chosen, active = chosen[: config.tasks], active[: config.tasks]
     (x, y), (u, v) = base.train, base.check
     sizes = [[int(mask.sum()) for mask in pair] for pair in chosen]

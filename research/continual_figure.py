@@ -2,52 +2,161 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from research.results import mean_interval
 from research.study import Outcome
 
 if TYPE_CHECKING:
     from research.continual import Config
 
+FEWEST = 3  # strengths of a method that are worth a curve
+
 
 def draw(config: Config, outcome: Outcome) -> Any:
-    """Accuracy over tasks, what is left of each task at the end, and the matrix of some rows.
+    """Accuracies over tasks, what is left of each at the end, capacity, strengths, and matrices.
 
     Args:
       config: the study's.
-      outcome: curves by row.
+      outcome: numbers and curves by row.
 
     Returns:
-      A figure.
+      A figure of six panels.
     """
     import matplotlib.pyplot as plt
 
-    rows = [row for row in config.rows if f"average/{row}" in outcome.curves]
-    shown = [row for row in rows if f"matrix/{row}" in outcome.curves]
-    best = sorted(shown, key=lambda row: -np.mean(outcome.metrics[f"average/{row}"]))[:2]
-    figure, axes = plt.subplots(2, 3)
-    numbers = 1 + np.arange(config.tasks)
-    panels = (
-        ("average", "all tasks so far", "tasks learnt", rows),
-        ("last5", "last five tasks", "tasks learnt", rows),
-        ("learnt", "each task, just learnt", "task", rows),
-        ("last", "each task, after all", "task", list(config.rows)),
+    figure, axes = plt.subplots(2, 3, figsize=(10.5, 6.4))
+    places = iter(axes.flat)
+    swept = strengths(config.rows)
+    colours = dict(zip(config.rows, _colours(len(config.rows)), strict=True))
+    shown = [row for row in config.rows if row not in _inner(swept)]
+    panels = [
+        ("average", "mean of all tasks so far", "tasks learnt"),
+        ("learnt", "each task, just learnt", "task"),
+        ("last", "each task, after all", "task"),
+    ]
+    if any(f"capacity/{row}" in outcome.curves for row in shown):
+        panels.append(("capacity", "synapses in use", "tasks learnt"))
+    for name, title, label in panels:
+        ax = next(places)
+        _lines(ax, config, outcome, name, shown, colours)
+        unit = "share in %" if name == "capacity" else "accuracy in %"
+        ax.set(title=title, xlabel=label, ylabel=unit)
+    if swept:
+        _by_strength(next(places), outcome, swept)
+    best = sorted(
+        (row for row in config.rows if f"matrix/{row}" in outcome.curves),
+        key=lambda row: -float(np.mean(outcome.metrics[f"average/{row}"])),
     )
-    for ax, (name, title, label, among) in zip(axes.flat, panels, strict=False):
-        for place, row in enumerate(among):
-            values = 100 * outcome.curves[f"{name}/{row}"]
-            style = ("-", "--", ":")[place // 7 % 3]
-            ax.plot(numbers, values.mean(0), style, label=row, linewidth=1)
-        ax.set(title=title, xlabel=label, ylabel="accuracy in %")
-    axes[1, 0].legend(fontsize=5, ncols=2, loc="best")
-    for ax, row in zip((axes[1, 1], axes[1, 2]), best, strict=False):
-        matrix = 100 * outcome.curves[f"matrix/{row}"].mean(0)
-        matrix = matrix.reshape(config.tasks, config.tasks)
-        image = ax.imshow(np.where(matrix < 0, np.nan, matrix), vmax=100, cmap="viridis")
-        figure.colorbar(image, ax=ax, shrink=0.8)
-        ax.set(title=row, xlabel="tested on task", ylabel="after task")
-    for ax in list(axes.flat)[len(panels) + len(best) :]:
+    left = list(places)
+    _matrices(figure, left, config.tasks, {row: outcome.curves[f"matrix/{row}"] for row in best})
+    for ax in left[len(best) :]:
         ax.axis("off")
+    more = {
+        label: handle
+        for ax in axes.flat[:3]
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        more.values(), more.keys(), loc="outside lower center", ncols=min(len(more), 6), fontsize=7
+    )
     return figure
+
+
+def _matrices(figure: Any, places: Sequence[Any], tasks: int, curves: dict[str, Any]) -> None:
+    """The accuracy matrices of the first rows, on one scale."""
+    from matplotlib.ticker import MaxNLocator
+
+    found = {
+        row: 100 * values.mean(0).reshape(tasks, tasks)
+        for (row, values), _ in zip(curves.items(), places, strict=False)
+    }
+    least = min((m[m >= 0].min() for m in found.values()), default=0.0)
+    image = None
+    for ax, (row, matrix) in zip(places, found.items(), strict=False):
+        image = ax.imshow(
+            np.where(matrix < 0, np.nan, matrix),
+            vmin=least,
+            vmax=100,
+            cmap="viridis",
+            extent=(0.5, tasks + 0.5, tasks + 0.5, 0.5),
+        )
+        ax.set(title=row, xlabel="tested on task", ylabel="after task")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    if image is not None:
+        shown = list(places[: len(found)])
+        figure.colorbar(image, ax=shown, shrink=0.8, label="accuracy in %")
+
+
+def strengths(rows: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
+    """Methods with several strengths: these, rising, with their rows.
+
+    >>> strengths(["none", "ewc@10", "ewc@1", "ewc@100", "si@1"])
+    {'ewc': [(1.0, 'ewc@1'), (10.0, 'ewc@10'), (100.0, 'ewc@100')]}
+    """
+    found: dict[str, list[tuple[float, str]]] = {}
+    for row in rows:
+        method, sign, strength = row.partition("@")
+        if sign:
+            found.setdefault(method, []).append((float(strength), row))
+    return {m: sorted(pairs) for m, pairs in found.items() if len(pairs) >= FEWEST}
+
+
+def _inner(swept: dict[str, list[tuple[float, str]]]) -> set[str]:
+    """Of a sweep, curves over tasks show the middle one only."""
+    return {
+        row
+        for pairs in swept.values()
+        for place, (_, row) in enumerate(pairs)
+        if place != len(pairs) // 2
+    }
+
+
+def _colours(number: int) -> list[Any]:
+    import matplotlib as mpl
+
+    return [mpl.colormaps["tab20"](k % 20) for k in range(number)]
+
+
+def _lines(
+    ax: Any,
+    config: Config,
+    outcome: Outcome,
+    name: str,
+    rows: Sequence[str],
+    colours: dict[str, Any],
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    numbers = 1 + np.arange(config.tasks)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    marker = "o" if config.tasks <= 10 else None
+    for place, row in enumerate(rows):
+        if f"{name}/{row}" not in outcome.curves:
+            continue
+        values = 100 * outcome.curves[f"{name}/{row}"]
+        style = ("-", "--", ":")[place // 20 % 3]
+        mean = values.mean(0)
+        ax.plot(numbers, mean, style, label=row, color=colours[row], marker=marker, markersize=2.5)
+        ax.fill_between(
+            numbers, values.min(0), values.max(0), color=colours[row], alpha=0.15, linewidth=0
+        )
+
+
+def _by_strength(ax: Any, outcome: Outcome, swept: dict[str, list[tuple[float, str]]]) -> None:
+    """Average accuracy against the strength, with intervals; zero strength has no place here."""
+    for method, pairs in swept.items():
+        shown = [(x, row) for x, row in pairs if x > 0]
+        found = [mean_interval(100 * outcome.metrics[f"average/{row}"]) for _, row in shown]
+        x, middle = [x for x, _ in shown], [f["mean"] for f in found]
+        line = ax.plot(x, middle, marker="o", markersize=3, label=method)[0]
+        if all(f["ci_low"] is not None for f in found):
+            low, high = ([f[side] for f in found] for side in ("ci_low", "ci_high"))
+            ax.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    ax.set(xscale="log", title="mean of all tasks at the end", xlabel="strength")
+    ax.set_ylabel("accuracy in %")
+    ax.legend(fontsize=7)

@@ -48,11 +48,13 @@ class At(NamedTuple):
       task: number of the task, an int32 scalar.
       active: bool [classes], or [batch, classes]: what may be answered.
       key: for whatever is drawn.
+      tested: number of the task that is tested, for learners that are told; None in training.
     """
 
     task: jax.Array
     active: jax.Array
     key: jax.Array
+    tested: jax.Array | None = None
 
 
 class Net(NamedTuple):
@@ -282,6 +284,10 @@ class Mesu(Learner):
             }
         return Net(params, self.tx.init(params))
 
+    def widths(self, net: Net) -> PyTree:
+        """Standard deviations, as they are now."""
+        return net.opt_state.scale
+
     def members(self, mean: PyTree, scales: PyTree, x: jax.Array, at: At) -> jax.Array:
         """Logarithms of the probabilities of several draws, [draws, batch, classes]."""
         keys = jax.random.split(at.key, self.facts.draws)
@@ -290,7 +296,7 @@ class Mesu(Learner):
 
     def step(self, net: Net, x: jax.Array, y: jax.Array, at: At) -> Net:
         """One batch: gradients by means and by standard deviations, averaged over draws."""
-        scales = net.opt_state.scale
+        scales = self.widths(net)
 
         def loss(mean: PyTree, scales: PyTree) -> jax.Array:
             logs = self.members(mean, scales, x, at)
@@ -303,7 +309,7 @@ class Mesu(Learner):
 
     def logits(self, net: Net, x: jax.Array, at: At) -> jax.Array:
         """The average prediction of several draws."""
-        logs = self.members(net.params, net.opt_state.scale, x, at)
+        logs = self.members(net.params, self.widths(net), x, at)
         return jax.nn.logsumexp(logs, 0) - math.log(self.facts.draws)
 
 

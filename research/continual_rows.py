@@ -6,6 +6,8 @@ import functools
 import math
 
 from research import continual_methods as methods
+from research.continual_beliefs import BELIEVING
+from research.continual_lifelong import LIFELONG
 from research.continual_methods import Facts, Learner
 from research.continual_replay import REPLAYING
 
@@ -20,7 +22,9 @@ METHODS: dict[str, type[Learner]] = {
     "si": methods.Path,
     "mesu": methods.Mesu,
     "bgd": methods.Bgd,
+    **BELIEVING,
     **REPLAYING,
+    **LIFELONG,
 }
 
 

@@ -57,10 +57,11 @@ class Course:
 
     def learn(self, row: str, seed: int, done: Callable[[int], None]) -> Learned:
         """One row through the tasks of one seed; ``done`` is told of every task."""
-        c, tasks = self.config, sequence(self.config, self.base, seed)
-        own, key = learner(row, facts(c, tasks)), jax.random.key(seed)
+        c, (protocol, rule) = self.config, self.config.apart(row)
+        tasks = sequence(c, self.base, seed, protocol)
+        own, key = learner(rule, facts(c, tasks)), jax.random.key(seed)
         net = own.begin(jax.random.fold_in(key, 0))
-        place = self.folder / f"{seed}-{row.replace('@', '_')}"
+        place = self.folder / f"{seed}-{row.replace('@', '_').replace('/', '-')}"
         kept = training.Checkpoints(place, keep=1, fingerprint=self.digest)
         number, checks = tasks.count, c.checks
         found: dict[str, np.ndarray] = {
@@ -86,20 +87,20 @@ class Course:
             if isinstance(own, Joint):
                 net = self._jointly(own, net, tasks, task, at, generator)
             else:
-                lesson = tasks.teach(task)
+                lesson = tasks.lesson(task)
                 rows = tasks.rows(task, c.batch_size, self.steps(tasks, task), generator)
                 for check, part in enumerate(np.array_split(rows, max(checks, 1))):
                     begun = jnp.int32(check * len(part))
                     net = taught(own, net, lesson, jnp.asarray(part), begun, at)
                     if early is not None:
-                        here = at._replace(active=jnp.asarray(tasks.answers(0, task)))
+                        here = _testing(at, tasks, 0, task)
                         found["within"][task, check] = float(tested(own, net, early, here)[0])
                 if c.told and own.told:
                     net = bounded(own, net, lesson, at)
             for other in range(task + 1):
                 if isinstance(own, Joint) and task + 1 < number:
                     break
-                here = at._replace(active=jnp.asarray(tasks.answers(other, task)))
+                here = _testing(at, tasks, other, task)
                 right, gap = tested(own, net, self._test(tasks, other), here)
                 found["accuracy"][task, other] = float(right)
                 found["calibration"][task, other] = float(gap)
@@ -205,6 +206,11 @@ def _dormant(params: PyTree, inputs: jax.Array) -> jax.Array:
         hidden = jax.nn.relu(hidden @ layer["kernel"] + layer.get("bias", 0.0))
         found.append(hidden)
     return an.consolidation.metrics.dormant_fraction(found)
+
+
+def _testing(at: At, tasks: Sequence, other: int, task: int) -> At:
+    """Where a test of another task happens, once ``task`` was learnt."""
+    return at._replace(active=jnp.asarray(tasks.answers(other, task)), tested=jnp.int32(other))
 
 
 def _blocks(total: int, most: int) -> Iterator[int]:

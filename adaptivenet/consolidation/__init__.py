@@ -30,6 +30,7 @@ from adaptivenet.consolidation.elastic import (
 )
 from adaptivenet.consolidation.kronecker_elastic import (
     StructuredState,
+    structured_conditional,
     structured_elastic,
     structured_penalty,
     structured_proximal,
@@ -71,6 +72,7 @@ __all__ = [
     "piggyback",
     "proximal",
     "sleep",
+    "structured_conditional",
     "structured_elastic",
     "structured_penalty",
     "structured_proximal",

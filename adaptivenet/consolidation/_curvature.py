@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -256,6 +256,58 @@ def implicit(
         return [v + c * h for v, h in zip(vectors, pulls, strict=True)]
 
     nearly = functools.partial(_divided, plan, summary, prior, c)
+    found, _ = jax.scipy.sparse.linalg.cg(times, target, tol=1e-6, maxiter=steps, M=nearly)
+    return found
+
+
+def conditional(
+    plan: Plan,
+    curvature: Curvature,
+    summary: Curvature | None,
+    prior: Sequence[jax.Array],
+    gradient: Sequence[jax.Array],
+    free: Sequence[jax.Array],
+    steps: int,
+) -> list[jax.Array]:
+    """``-H^{-1}`` times a gradient, where all but the free numbers stay as they are.
+
+    Args:
+      plan: of the belief.
+      curvature: in slots; their sum and the prior are H.
+      summary: about the same in one slot, or None.
+      prior: for each believed leaf ``[1, *shape]``.
+      gradient: for each believed leaf.
+      free: likewise, bool.
+      steps: of conjugate gradients, at most.
+
+    Returns:
+      For each believed leaf the step; zero where it is not free.
+    """
+    stiff = 1e3  # I + c H is c H, nearly, where a prior of about 1 is part of H
+
+    def only(vectors: Sequence[jax.Array]) -> list[jax.Array]:
+        pairs = zip(free, vectors, strict=True)
+        return [jnp.where(f, v, jnp.zeros_like(v)) for f, v in pairs]
+
+    def within(
+        linear: Callable[[Sequence[jax.Array]], list[jax.Array]],
+    ) -> Callable[[Sequence[jax.Array]], list[jax.Array]]:
+        def applied(vectors: Sequence[jax.Array]) -> list[jax.Array]:
+            held = zip(vectors, only(vectors), only(linear(only(vectors))), strict=True)
+            return [v - o + h for v, o, h in held]
+
+        return applied
+
+    times = within(functools.partial(_summed, plan, curvature, prior))
+    nearly = None
+    if summary is not None:
+        c = jnp.asarray(stiff, gradient[0].dtype)
+
+        def divided(vectors: Sequence[jax.Array]) -> list[jax.Array]:
+            return [c * v for v in _divided(plan, summary, prior, c, vectors)]
+
+        nearly = within(divided)
+    target = only([-g for g in gradient])
     found, _ = jax.scipy.sparse.linalg.cg(times, target, tol=1e-6, maxiter=steps, M=nearly)
     return found
 

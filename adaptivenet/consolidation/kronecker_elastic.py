@@ -61,6 +61,7 @@ from adaptivenet.consolidation._curvature import (
     as_one,
     as_structured,
     between,
+    conditional,
     contents,
     each,
     implicit,
@@ -81,6 +82,7 @@ __all__ = [
     "SeparateStructuredState",
     "StructuredProximalState",
     "StructuredState",
+    "structured_conditional",
     "structured_elastic",
     "structured_penalty",
     "structured_proximal",
@@ -343,6 +345,70 @@ def structured_penalty(
     total += sum(jnp.sum(p[0] * d[0] ** 2) for p, d in zip(state.prior, apart, strict=True))
     total = jnp.asarray(total)
     return jnp.where(state.count > 0, 0.5 * cast(strength, total) * total, jnp.zeros_like(total))
+
+
+def structured_conditional(
+    params: PyTree, state: StructuredState, like: Like, mask: PyTree, *, steps: int = 100
+) -> PyTree:
+    """The likeliest parameters under the memory, given that the synapses of a mask are zero.
+
+    A Gaussian belief that is told that some of its numbers are zero moves the others: what stays
+    makes up for what goes, as in the optimal brain surgeon, over all tasks at once. It is found by
+    conjugate gradients from the parameters as they are.
+
+    Args:
+      params: pytree of arrays.
+      state: of :func:`structured_elastic`, or the ``memory`` of :func:`structured_proximal`.
+      like: as for these.
+      mask: as of a pruner: pytree of bool, True where a synapse is kept, masked nodes for leaves
+        that lose none.
+      steps: of conjugate gradients, at most; each costs as much as the penalty's gradient.
+
+    Returns:
+      Parameters of least :func:`structured_penalty`, zero outside the mask. Where nothing is
+      believed, and before the first boundary, they are the given ones with zeros.
+
+    Raises:
+      ValueError: ``like`` or the mask is of other parameters, or steps below 1.
+      TypeError: ``like`` is nothing of the kind.
+
+    References:
+      Hassibi and Stork, "Second order derivatives for network pruning: optimal brain surgeon",
+      NIPS 1992, for the step that makes up for a synapse.
+
+    >>> from adaptivenet.posterior.structured import FullPosterior
+    >>> params, matrix = {"w": jnp.ones(2)}, jnp.array([[2.0, 1.0], [1.0, 2.0]])
+    >>> belief = FullPosterior(params, (), (0,), (), matrix, matrix).with_prior(1e-6)
+    >>> state = structured_elastic(1.0, belief).init(params).consolidated(params, belief)
+    >>> mask = {"w": jnp.array([True, False])}
+    >>> structured_conditional(params, state, belief, mask)["w"].round(3).tolist()  # 1 + 1 / 2
+    [1.5..., 0.0]
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a number of steps >= 1, not {steps!r}.")
+    plan = Plans(like)(params)
+    everywhere = jax.tree.map(lambda p: jnp.ones(jnp.shape(p), bool), params)
+    free = jax.tree.leaves(trees.merge_synapses(lambda m, _: m, mask, everywhere))
+    leaves, treedef = jax.tree.flatten(params)
+    there = [
+        jnp.where(f, wide(p), jnp.zeros_like(wide(p))) for f, p in zip(free, leaves, strict=True)
+    ]
+    believed = [there[k].astype(a.dtype) for k, a in zip(plan.believed, state.anchors, strict=True)]
+    summary = state.summary if isinstance(state.summary, Curvature) else None
+    if summary is None and plan.sites and _slots(state.curvature) == 1:
+        summary = state.curvature
+    back = conditional(
+        plan,
+        state.curvature,
+        summary,
+        state.prior,
+        _gradient(plan, state, believed),
+        [free[k] for k in plan.believed],
+        steps,
+    )
+    for k, start, step in zip(plan.believed, believed, back, strict=True):
+        there[k] = start + step
+    return treedef.unflatten([x.astype(p.dtype) for x, p in zip(there, leaves, strict=True)])
 
 
 # --- the state -----------------------------------------------------------------------------------

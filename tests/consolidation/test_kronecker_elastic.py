@@ -14,6 +14,7 @@ import pytest
 from adaptivenet.consolidation.boundary import consolidate
 from adaptivenet.consolidation.elastic import elastic
 from adaptivenet.consolidation.kronecker_elastic import (
+    structured_conditional,
     structured_elastic,
     structured_penalty,
     structured_proximal,
@@ -385,6 +386,42 @@ class TestProximal:
         np.testing.assert_allclose(implicit, best, atol=0.02)
         explicit = train(optax.chain(structured_elastic(strength, belief), optax.sgd(0.3)))
         assert not np.all(np.abs(explicit) < 1e3)
+
+
+class TestConditional:
+    def mask(self):
+        keys = jax.random.split(jax.random.key(3), len(jax.tree.leaves(PARAMS)))
+        leaves, treedef = jax.tree.flatten(PARAMS)
+        rows = [jax.random.bernoulli(k, 0.6, p.shape) for k, p in zip(keys, leaves, strict=True)]
+        return treedef.unflatten(rows)
+
+    @pytest.mark.parametrize(
+        ("structure", "slots", "form"),
+        [("kronecker", 1, "online"), ("kronecker", 3, "online"), ("full", 1, "separate")],
+    )
+    def test_it_is_the_mean_of_the_conditional_gaussian(self, structure, slots, form):
+        beliefs = tasks(structure, slots)
+        state = remembered(structured_elastic(1.0, fit if structure == "kronecker" else beliefs[0],
+                                              tasks=slots, form=form), beliefs)  # fmt: skip
+        mask = self.mask()
+        got = structured_conditional(WHERE, state, beliefs[0], mask, steps=200)
+        system = sum(dense(b)[0] for b in beliefs) + np.diag(dense(beliefs[0])[1])
+        free = flat(mask).astype(bool)
+        zeroed = jax.tree.map(lambda m, p: jnp.where(m, p, 0.0), mask, WHERE)
+        force = expected_force(beliefs, zeroed, form)
+        expected = flat(zeroed).copy()
+        expected[free] -= np.linalg.solve(system[np.ix_(free, free)], force[free])
+        np.testing.assert_allclose(flat(got), expected, atol=5e-3)
+        cost = jax.jit(structured_penalty)
+        assert cost(got, state, beliefs[0]) < 0.9 * cost(zeroed, state, beliefs[0])
+
+    def test_before_the_first_boundary_it_only_cuts(self):
+        state = structured_elastic(1.0, fit).init(PARAMS)
+        mask = self.mask()
+        got = structured_conditional(WHERE, state, fit, mask)
+        np.testing.assert_array_equal(flat(got), np.where(flat(mask), flat(WHERE), 0.0))
+        with pytest.raises(ValueError, match="steps must be a number of steps >= 1"):
+            structured_conditional(WHERE, state, fit, mask, steps=0)
 
 
 class TestBayes:

@@ -79,8 +79,24 @@ class TestSequences:
         rows = tasks.rows(0, 10, 12, np.random.default_rng(0))
         assert sorted(rows[:6].ravel()) == sorted(rows[6:].ravel()) == list(range(60))
 
+    def test_labels_that_the_head_has_not(self):
+        tasks = continual_data.sequence(config(protocol="split_class"), BASE, 0)
+        assert len(tasks.lesson(1).targets) == 20
+        fewer = dataclasses.replace(tasks, active=tasks.active & (np.arange(6) < 3))
+        with pytest.raises(ValueError, match="no output stands for"):
+            [fewer.lesson(task) for task in range(3)]
+
+    def test_scenarios_of_one_split(self):
+        rows = ("task/none", "class/ewc@1")
+        split = config(protocol="split", rows=rows, pairs=("task/none:class/ewc@1",))
+        assert split.apart("class/ewc@1") == ("split_class", "ewc@1")
+        assert config().apart("ewc@1") == ("permuted", "ewc@1")
+        for row in ("none", "by/none"):
+            with pytest.raises(ValueError, match="write task/"):
+                config(protocol="split", rows=(row,))
+
     def test_more_tasks_than_there_are(self):
-        with pytest.raises(ValueError, match="has 3, not 4"):
+        with pytest.raises(ValueError, match="parts for 3, not 4"):
             continual_data.sequence(config(protocol="split_class", tasks=4), BASE, 0)
 
     def test_data_of_another_protocol(self):
@@ -159,7 +175,7 @@ class TestCourse:
         course = Course(config(rows=(row,), protocol="split_class", checks=2), BASE, folder, "d")
         return course.learn(row, 0, tell), done
 
-    @pytest.mark.parametrize("row", ["ewc@10", "mesu@100"])
+    @pytest.mark.parametrize("row", ["ewc@10", "mesu@100", "kronecker@100"])
     def test_a_run_killed_between_tasks_is_the_run_uninterrupted(self, tmp_path, row):
         whole, _ = self.learnt(tmp_path / "whole", row)
         with pytest.raises(KeyboardInterrupt):
