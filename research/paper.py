@@ -29,7 +29,7 @@ from research.results import ResultsError, read_results
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
 MAIN_JOB = "adaptive_compression_mnist"
-PICTURES = (MAIN_JOB, "frontier_small")  # the results files whose figures the README shows
+PICTURES = (MAIN_JOB, "frontier_small", "uncertainty_small")  # the results files whose figures the README shows
 # And those whose tables it shows: claims (or models), or a table that the study prints, by number.
 IN_README = (
     (MAIN_JOB, 0),
@@ -39,6 +39,8 @@ IN_README = (
     ("frontier_stretch", 2),
     ("frontier_lenet300_again", 3),
     ("frontier_lenet5_again", 3),
+    ("uncertainty_small", 0),
+    ("uncertainty_small", 5),
 )
 PACKAGES = "texlive-latex-recommended texlive-fonts-recommended texlive-bibtex-extra latexmk"
 

@@ -42,26 +42,28 @@ def draw(config: Any, outcome: Any) -> Any:
     import matplotlib.pyplot as plt
 
     shown = [name for name in SETS if getattr(config, name).epochs]
-    figure, axes = plt.subplots(2, len(shown) + 1, squeeze=False)
+    figure = plt.figure(figsize=(6.75, 6.6))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.55, 1))
+    axes = upper.subplots(2, len(shown), squeeze=False, sharex=True)
     letters = iter("abcdefgh")
     for row, regime in enumerate(REGIMES):
-        for axis, name in zip(axes[row], shown, strict=False):
+        for axis, name in zip(axes[row], shown, strict=True):
             _accuracy(axis, config, outcome.metrics, name, regime)
-            axis.set_title(f"{next(letters)}  {SETS[name]}, {REGIMES[regime]}")
+            axis.set_title(f"{next(letters)}  {SETS[name]}, {REGIMES[regime]}", loc="left")
+            if row:
+                axis.set_xlabel("weights kept (%)")
         axes[row][0].set_ylabel("accuracy (%)")
-        last = axes[row][-1]
-        if row == 0:
-            _forest(last, config, outcome.metrics, shown)
-            last.set_title(f"{next(letters)}  points above L2 magnitude")
-        else:
-            _foreign(last, outcome.metrics, shown)
-            last.set_title(f"{next(letters)}  likelihood, foreign inputs")
+    _legend(upper, config)
+    forest, foreign = lower.subplots(1, 2, width_ratios=(1.3, 1))
+    _forest(forest, config, outcome.metrics, shown)
+    forest.set_title(f"{next(letters)}  over the magnitude of Adam + L2", loc="left")
+    _foreign(foreign, outcome.metrics, shown)
+    foreign.set_title(f"{next(letters)}  likelihood and foreign inputs", loc="left")
     return figure
 
 
 def _accuracy(axis: Any, config: Any, m: Any, name: str, regime: str) -> None:
     kept = [100 * (1 - s) for s in config.sparsities]
-    first = name == next(n for n in SETS if getattr(config, n).epochs) and regime == "once"
     for row in config.rows:
         network, score = read_row(row)
         if score not in LINES:
@@ -70,16 +72,14 @@ def _accuracy(axis: Any, config: Any, m: Any, name: str, regime: str) -> None:
         means = [100 * float(np.mean(m[key])) for key in keys]
         style = {"color": COLOURS[network], "ls": STYLES[score], "lw": 1.0}
         axis.plot(kept, means, marker="o", ms=1.8, **style)
-    axis.set(xscale="log", xlabel="weights kept (%)")
-    axis.invert_xaxis()
+    axis.set(xscale="log")
+    axis.set_xlim(1.15 * max(kept), 0.85 * min(kept))
     ticks = [k for k in (50, 20, 10, 5, 2, 1, 0.5) if min(kept) <= k <= max(kept)]
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.minorticks_off()
-    if first:
-        _legend(axis, config)
 
 
-def _legend(axis: Any, config: Any) -> None:
+def _legend(figure: Any, config: Any) -> None:
     from matplotlib.lines import Line2D
 
     rows = [read_row(row) for row in config.rows]
@@ -87,7 +87,14 @@ def _legend(axis: Any, config: Any) -> None:
     scores = [s for s in LINES if any(r.score == s for r in rows)]
     handles = [Line2D([], [], color=COLOURS[n], label=TITLES[n]) for n in networks]
     handles += [Line2D([], [], color="0.3", ls=STYLES[s], label=_word(s)) for s in scores]
-    axis.legend(handles=handles, fontsize=4.6, loc="lower left", handlelength=2.2)
+    figure.legend(
+        handles=handles,
+        fontsize=6,
+        loc="outside upper center",
+        ncols=len(handles),
+        handlelength=2.2,
+        columnspacing=1.2,
+    )
 
 
 def _word(score: str) -> str:
@@ -112,9 +119,9 @@ def _forest(axis: Any, config: Any, m: Any, shown: list[str]) -> None:
                 found["mean"], place + offset, mark, color=colour, mfc=face, ms=2.6, label=label
             )
     axis.axvline(0, color="black", lw=0.6)
-    axis.set_yticks(range(len(rows)), [title_of(row) for row in reversed(rows)], fontsize=4.4)
-    axis.set_xlabel(f"points, mean from {min(sparse_end(config)):g}")
-    axis.legend(fontsize=4.6, loc="lower left")
+    axis.set_yticks(range(len(rows)), [title_of(row) for row in reversed(rows)], fontsize=5.5)
+    axis.set_xlabel(f"points, mean over data sets and sparsities from {min(sparse_end(config)):g}")
+    axis.legend(fontsize=6, loc="lower left")
 
 
 def _face(way: str) -> str | None:
@@ -145,4 +152,4 @@ def _foreign(axis: Any, m: Any, shown: list[str]) -> None:
     axis.set(xlabel=f"NLL after scaling, {SETS[shown[0]]}", ylabel="AUROC of entropy")
     axis.margins(0.15)
     axis.axvline(best, color="0.8", lw=0.6, zorder=0)
-    axis.legend(fontsize=4.6)
+    axis.legend(fontsize=6)
