@@ -29,7 +29,8 @@ from research.results import ResultsError, read_results
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
 MAIN_JOB = "adaptive_compression_mnist"
-PICTURES = (MAIN_JOB, "frontier_small", "uncertainty_small")  # the results files whose figures the README shows
+# The results files whose figures the README shows.
+PICTURES = (MAIN_JOB, "frontier_small", "uncertainty_small")
 # And those whose tables it shows: claims (or models), or a table that the study prints, by number.
 IN_README = (
     (MAIN_JOB, 0),
