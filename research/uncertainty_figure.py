@@ -43,7 +43,8 @@ def draw(config: Any, outcome: Any) -> Any:
 
     shown = [name for name in SETS if getattr(config, name).epochs]
     figure = plt.figure(figsize=(6.75, 6.6))
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.55, 1))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.55, 1))
+    upper, lower = parts
     axes = upper.subplots(2, len(shown), squeeze=False, sharex=True)
     letters = iter("abcdefgh")
     for row, regime in enumerate(REGIMES):
