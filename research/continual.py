@@ -77,6 +77,8 @@ class Config(study.Config):
     """examples that rows with a buffer may store, over all tasks"""
     draws: Annotated[int, Range(ge=1)] = 10
     """networks drawn from a belief, in a step and in a test"""
+    spread: Annotated[float, Range(gt=0)] = 2.0
+    """standard deviations that MESU and BGD begin with, times the root of the fan-in"""
     told: bool = True
     """whether rows are told where a task ends"""
     blend: Share = 0.5

@@ -12,7 +12,7 @@ import optax
 
 import adaptivenet as an
 from research.continual_data import Examples
-from research.continual_methods import FAR, At, Learner, Net
+from research.continual_methods import FAR, At, Learner, Net, portion
 from research.rounds import noisy
 
 PyTree = Any
@@ -82,7 +82,7 @@ class Unified(Kronecker):
     them. They may grow again in the next task; every network that is tested has them at zero.
     """
 
-    share, corrections = 0.5, 50
+    cut, corrections = 0.5, 50
     """of the synapses that are zero after a task; and steps of what makes up for them"""
 
     def begin(self, key: jax.Array) -> Net:
@@ -94,6 +94,15 @@ class Unified(Kronecker):
         """The kernels."""
         return {name: {"kernel": layer["kernel"]} for name, layer in params.items()}
 
+    def score(self, kernels: PyTree, precision: PyTree, key: jax.Array) -> PyTree:
+        """What a synapse is worth: by how many standard deviations it is not zero."""
+        del key
+        return jax.tree.map(lambda w, s: jnp.abs(w) * jnp.sqrt(s), kernels, precision)
+
+    def made_up(self, params: PyTree, memory: Any, mask: PyTree) -> PyTree:
+        """The likeliest parameters, given what was cut."""
+        return con.structured_conditional(params, memory, self.like, mask, steps=self.corrections)
+
     def boundary(self, net: Net, task: Examples, at: At) -> Net:
         """Takes the task in, cuts what nobody is certain of, and remembers what is left."""
         number = self.facts.fisher_examples
@@ -102,18 +111,52 @@ class Unified(Kronecker):
         diagonal = self.synapses(belief.gaussian.diagonal().precision)
         precision = jax.tree.map(jnp.add, net.memory, diagonal)
         kernels = self.synapses(net.params)
-        score = jax.tree.map(lambda w, s: jnp.abs(w) * jnp.sqrt(s), kernels, precision)
-        kept = round((1 - self.share) * sum(leaf.size for leaf in jax.tree.leaves(kernels)))
+        score = self.score(kernels, precision, at.key)
+        kept = round((1 - self.cut) * sum(leaf.size for leaf in jax.tree.leaves(kernels)))
         chosen = an.selection.top_mask(score, kept)
         mask = {
             name: {part: chosen[name].get(part, optax.MaskedNode()) for part in layer}
             for name, layer in net.params.items()
         }
-        left = con.structured_conditional(
-            net.params, memory, self.like, mask, steps=self.corrections
-        )
+        left = self.made_up(net.params, memory, mask)
         moved = dataclasses.replace(belief.gaussian, params=left)
         return Net(left, con.consolidate(net.opt_state, left, moved), precision)
+
+    def capacity(self, net: Net) -> jax.Array:
+        """The share of the synapses that are not zero."""
+        kernels = self.synapses(net.params)
+        return portion([jnp.sum(leaf != 0) for leaf in jax.tree.leaves(kernels)], kernels)
+
+
+class UnifiedMagnitude(Unified):
+    """A control: the smallest are cut; the belief makes up for them all the same."""
+
+    def score(self, kernels: PyTree, precision: PyTree, key: jax.Array) -> PyTree:
+        """The magnitude."""
+        del precision, key
+        return jax.tree.map(jnp.abs, kernels)
+
+
+class UnifiedRandom(Unified):
+    """A control: any are cut; the belief makes up for them all the same."""
+
+    def score(self, kernels: PyTree, precision: PyTree, key: jax.Array) -> PyTree:
+        """Nothing but chance."""
+        del precision
+        keys = jax.random.split(key, len(kernels))
+        return {
+            name: {"kernel": jax.random.uniform(own, layer["kernel"].shape)}
+            for own, (name, layer) in zip(keys, kernels.items(), strict=True)
+        }
+
+
+class UnifiedBare(Unified):
+    """A control: the least certain are cut, and nothing makes up for them."""
+
+    def made_up(self, params: PyTree, memory: Any, mask: PyTree) -> PyTree:
+        """The parameters as they are, with zeros."""
+        del memory
+        return an.trees.merge_synapses(lambda m, p: jnp.where(m, p, 0.0), mask, params)
 
 
 class Variational(Learner):
@@ -252,6 +295,9 @@ BELIEVING: dict[str, type[Learner]] = {
     "kronecker": Kronecker,
     "kronecker_penalty": KroneckerPenalty,
     "unified": Unified,
+    "unified_magnitude": UnifiedMagnitude,
+    "unified_random": UnifiedRandom,
+    "unified_bare": UnifiedBare,
     "vcl": Variational,
     "fromp": Functional,
     "cascade": Cascade,

@@ -19,7 +19,7 @@ import optax
 
 import adaptivenet as an
 from research.continual_data import Examples
-from research.continual_methods import At, Elastic, Learner, Mesu, Net
+from research.continual_methods import At, Elastic, Learner, Mesu, Net, portion
 
 PyTree = Any
 con, post, pruning = an.consolidation, an.posterior, an.pruning
@@ -92,6 +92,10 @@ class Lifelong(Elastic):
         state = bounded(net)
         return net._replace(params=life.landed(state, net.params), opt_state=state)
 
+    def capacity(self, net: Net) -> jax.Array:
+        """The share of the synapses that a task owns."""
+        return owned(life.state_of(net.opt_state).owner)
+
 
 class LifelongSlow(Lifelong):
     """What is kept is pulled back, and its steps are divided by its precision besides.
@@ -152,6 +156,11 @@ class LifelongIdsRandom(LifelongIds):
     """A control: any are released. Told at test which task it is."""
 
     score = staticmethod(pruning.random)
+
+
+def owned(owner: PyTree) -> jax.Array:
+    """The share of the synapses that some task owns."""
+    return portion([jnp.sum(o >= 0) for o in jax.tree.leaves(owner)], owner)
 
 
 def viewed(params: PyTree, state: Any, task: jax.Array) -> PyTree:
@@ -258,6 +267,10 @@ class LifelongBayes(Mesu):
         del task
         return self.fraction
 
+    def capacity(self, net: Net) -> jax.Array:
+        """The share of the synapses that a task owns."""
+        return owned(net.opt_state.owner)
+
     def boundary(self, net: Net, task: Examples, at: At) -> Net:
         """Releases, and lands what was released."""
         del task
@@ -302,6 +315,10 @@ class PackNet(Learner):
     def logits(self, net: Net, x: jax.Array, at: At) -> jax.Array:
         """Of what the task sees."""
         return self.masked(viewed(net.params, net.opt_state[1], asked(at)), x, at.active)
+
+    def capacity(self, net: Net) -> jax.Array:
+        """The share of the weights that a task owns."""
+        return owned(net.opt_state[1].owner)
 
 
 class PackNetTenth(PackNet):
@@ -455,6 +472,11 @@ class Hat(Learner):
         """Of the units that the task attends to."""
         now = hat.attention(net.memory[0], asked(at), self.largest)
         return self.masked(hat.gated(net.params, self.units, now), x, at.active)
+
+    def capacity(self, net: Net) -> jax.Array:
+        """The share of the units that some task attends to."""
+        held = jax.tree.leaves(hat.held(net.opt_state[0]))
+        return portion([jnp.sum(a > 0.5) for a in held], held)
 
 
 LIFELONG: dict[str, type[Learner]] = {

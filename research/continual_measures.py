@@ -26,6 +26,7 @@ SHOWN = (
     ("forgetting", "forgotten", 100),
     ("calibration", "ECE", 100),
     ("dormant", "dormant units", 100),
+    ("capacity", "synapses taken", 100),
     ("gap", "worst within", 100),
     ("bytes", "kB of state", 1e-3),
 )
@@ -103,6 +104,9 @@ def summarised(learned: Learned) -> Summary:
         curves["learnt"] = np.diagonal(matrix).copy()
         if len(matrix) <= MOST:
             curves["matrix"] = np.nan_to_num(matrix, nan=-1.0)  # a file holds no nan
+    if not np.isnan(learned.capacity).any():
+        numbers["capacity"] = float(learned.capacity[-1])
+        curves["capacity"] = learned.capacity
     if learned.within.size:
         numbers["gap"] = float(learned.within[1:].min())
         curves["within"] = learned.within.ravel()

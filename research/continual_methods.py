@@ -39,6 +39,7 @@ class Facts(NamedTuple):
     draws: int
     told: bool
     cumulative: bool
+    spread: float
 
 
 class At(NamedTuple):
@@ -124,6 +125,11 @@ class Learner:
     def logits(self, net: Net, x: jax.Array, at: At) -> jax.Array:
         """Predictions (logarithms of probabilities will do)."""
         return self.masked(net.params, x, at.active)
+
+    def capacity(self, net: Net) -> jax.Array:
+        """The share of the synapses that is taken, where a rule says so; else nan."""
+        del net
+        return jnp.float32(jnp.nan)
 
 
 class Joint(Learner):
@@ -246,7 +252,8 @@ class Path(Learner):
 class Mesu(Learner):
     """MESU with a window, in batches; its draws are taken at the units (local reparametrisation).
 
-    Means begin uniformly within 4 over the root of the fan-in, standard deviations at half of that.
+    Means begin uniformly within twice the standard deviation that they begin with, which is the
+    spread of the study over the root of the fan-in (published: 2).
     """
 
     needs_strength = True
@@ -262,7 +269,9 @@ class Mesu(Learner):
 
     def _limits(self) -> dict[str, float]:
         fans = self.facts.sizes[:-1]
-        return {f"dense{n}": 4 / math.sqrt(fan) for n, fan in enumerate(fans, 1)}
+        return {
+            f"dense{n}": 2 * self.facts.spread / math.sqrt(fan) for n, fan in enumerate(fans, 1)
+        }
 
     def _scales(self) -> PyTree:
         parts = ("kernel", "bias") if self.facts.bias else ("kernel",)
@@ -287,6 +296,15 @@ class Mesu(Learner):
     def widths(self, net: Net) -> PyTree:
         """Standard deviations, as they are now."""
         return net.opt_state.scale
+
+    def capacity(self, net: Net) -> jax.Array:
+        """The share of the parameters that are known to half of the start's deviation."""
+        begun = jax.tree.leaves(self._scales())
+        sure = [
+            jnp.sum(s < b / 2)
+            for s, b in zip(jax.tree.leaves(self.widths(net)), begun, strict=True)
+        ]
+        return portion(sure, net.params)
 
     def members(self, mean: PyTree, scales: PyTree, x: jax.Array, at: At) -> jax.Array:
         """Logarithms of the probabilities of several draws, [draws, batch, classes]."""
@@ -321,3 +339,8 @@ class Bgd(Mesu):
     def optimizer(self) -> optax.GradientTransformation:
         """One rule for means and standard deviations."""
         return post.bgd(self._scales(), batch_size=self.facts.batch_size)
+
+
+def portion(counts: list[jax.Array], tree: PyTree) -> jax.Array:
+    total = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    return jnp.sum(jnp.stack(counts)).astype(jnp.float32) / total

@@ -31,6 +31,7 @@ class Learned(NamedTuple):
       accuracy: [tasks, tasks], after a task (row) on a task (column); nan above the diagonal.
       calibration: likewise, the expected calibration error.
       within: accuracies on the first task within all tasks, [tasks, checks]; empty without checks.
+      capacity: [tasks], share of the synapses that is taken after a task; nan where no rule says.
       bytes: of parameters, optimizer state and memory, at the end.
       dormant: share of hidden units that hardly answer to the last task.
     """
@@ -38,6 +39,7 @@ class Learned(NamedTuple):
     accuracy: np.ndarray
     calibration: np.ndarray
     within: np.ndarray
+    capacity: np.ndarray
     bytes: int
     dormant: float
 
@@ -68,6 +70,7 @@ class Course:
             "accuracy": np.full((number, number), np.nan),
             "calibration": np.full((number, number), np.nan),
             "within": np.full((number, checks), np.nan),
+            "capacity": np.full(number, np.nan),
         }
         first = 0
         if kept.latest() is not None:
@@ -97,6 +100,7 @@ class Course:
                         found["within"][task, check] = float(tested(own, net, early, here)[0])
                 if c.told and own.told:
                     net = bounded(own, net, lesson, at)
+            found["capacity"][task] = float(own.capacity(net))
             for other in range(task + 1):
                 if isinstance(own, Joint) and task + 1 < number:
                     break
@@ -154,6 +158,7 @@ def facts(config: Config, tasks: Sequence) -> Facts:
         draws=config.draws,
         told=config.told,
         cumulative=tasks.cumulative,
+        spread=config.spread,
     )
 
 

@@ -134,7 +134,7 @@ class TestRows:
             config(pairs=("none:si@1",))
 
 
-FACTS = Facts((6, 5, 6), 3, True, "adam", 1e-2, 10, 20, 20, 30, 2, True, True)
+FACTS = Facts((6, 5, 6), 3, True, "adam", 1e-2, 10, 20, 20, 30, 2, True, True, 1.0)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -189,10 +189,40 @@ class TestCourse:
     def test_what_was_learnt_is_summarised(self):
         nan = np.nan
         matrix = np.array([[1.0, nan], [0.5, 0.9]])
-        learned = Learned(matrix, np.full((2, 2), 0.1), np.array([[0.2, 1.0], [0.4, 0.6]]), 80, 0.5)
+        within, taken = np.array([[0.2, 1.0], [0.4, 0.6]]), np.array([0.5, 0.7])
+        learned = Learned(matrix, np.full((2, 2), 0.1), within, taken, 80, 0.5)
         numbers, curves = summarised(learned)
         assert numbers["average"] == pytest.approx(0.7)
         assert numbers["forgetting"] == pytest.approx(0.5)
         assert numbers["gap"] == pytest.approx(0.4)
         assert curves["learnt"].tolist() == [1.0, 0.9]
+        assert (numbers["capacity"], curves["capacity"].tolist()) == (0.7, [0.5, 0.7])
         assert curves["matrix"].tolist() == [[1.0, -1.0], [0.5, 0.9]]
+
+
+class TestUnified:
+    def after(self, row):
+        """A network at a boundary, and after it; with its examples."""
+        own, key = learner(row, FACTS), jax.random.key(0)
+        x, y = (jnp.asarray(a) for a in BASE.train)
+        at = At(jnp.int32(0), jnp.ones(6, bool), key)
+        net = own.begin(key)
+        step = jax.jit(own.step)
+        for number in range(60):
+            rows = jax.random.randint(jax.random.fold_in(key, number), (10,), 0, len(y))
+            net = step(net, x[rows], y[rows], at)
+        return own, net, jax.jit(own.boundary)(net, continual_data.Examples(x, y), at), x
+
+    @pytest.mark.parametrize("row", ["unified@1", "unified_magnitude@1", "unified_random@1"])
+    def test_half_is_zero_and_what_is_left_makes_up_for_it(self, row):
+        own, net, after, x = self.after(row)
+        assert float(own.capacity(after)) == pytest.approx(0.5, abs=0.02)
+        bare = jax.tree.map(lambda p, q: jnp.where(q == 0, 0.0, p), net.params, after.params)
+        said, made_up, cut = (jax.nn.softmax(own.apply(p, x)) for p in
+                              (net.params, after.params, bare))  # fmt: skip
+        assert float(jnp.sum((made_up - said) ** 2)) < 0.7 * float(jnp.sum((cut - said) ** 2))
+
+    def test_the_control_moves_nothing(self):
+        _, net, after, _ = self.after("unified_bare@1")
+        for p, q in zip(jax.tree.leaves(net.params), jax.tree.leaves(after.params), strict=True):
+            np.testing.assert_array_equal(np.where(q == 0, 0.0, p), q)
