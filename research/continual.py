@@ -11,14 +11,14 @@ permutation, by class, by speaker, a drifting stream) is a config. Strengths are
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from adaptivenet.emergence.verdict import Hypothesis, Preregistration
 from adaptivenet.training import Range
 from research import study
 from research.continual_data import PROTOCOLS, Base, load
 from research.continual_measures import read_target, summarised, tables
-from research.continual_rows import read_row
+from research.continual_rows import METHODS, read_row
 from research.continual_run import Course
 
 Share = Annotated[float, Range(ge=0, le=1)]
@@ -34,6 +34,14 @@ class Claims(Preregistration):
     fourth: Hypothesis = study.BLANK
     fifth: Hypothesis = study.BLANK
     sixth: Hypothesis = study.BLANK
+
+
+class Apart(NamedTuple):
+    """A row: what makes its tasks, whether it is told where they end, and its rule."""
+
+    protocol: str
+    told: bool
+    rule: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Config(study.Config):
     tasks: Annotated[int, Range(ge=2)] = 10
     """how many"""
     rows: tuple[str, ...] = ("none", "ewc@100", "si@10")
-    """method@strength, or scenario/method@strength"""
+    """method@strength, behind scenario/ in a split, and behind blind/ where no ends are told"""
     pairs: tuple[str, ...] = ()
     """a row, a colon, another: the gain in average accuracy, paired by seed, is a metric"""
     targets: tuple[str, ...] = ()
@@ -80,7 +88,10 @@ class Config(study.Config):
     spread: Annotated[float, Range(gt=0)] = 2.0
     """standard deviations that MESU and BGD begin with, times the root of the fan-in"""
     told: bool = True
-    """whether rows are told where a task ends"""
+    """whether rows are told where a task ends (blind/row is not, whatever is said here)"""
+    period: Annotated[int, Range(ge=0)] = 0
+    """steps after which rows that are not told take stock of the latest examples, the first time
+    after half of it, so that no end of a task is betrayed; 0: never"""
     blend: Share = 0.5
     """of a stream: share of a part in which the part before it fades"""
     stream_length: Annotated[int, Range(ge=0)] = 0
@@ -93,7 +104,7 @@ class Config(study.Config):
     def __post_init__(self) -> None:
         """Reads every row, pair and target before anything runs."""
         for row in self.rows:
-            read_row(self.apart(row)[1])
+            self._check(self.apart(row))
         for pair in self.pairs:
             for row in pair.split(":"):
                 if row not in self.rows or pair.count(":") != 1:
@@ -101,16 +112,39 @@ class Config(study.Config):
         for target in self.targets:
             read_target(target, self.rows)
 
-    def apart(self, row: str) -> tuple[str, str]:
-        """The protocol of a row, and the row without its scenario."""
-        if self.protocol != "split":
-            return self.protocol, row
-        scenario, sign, rest = row.partition("/")
-        if not sign or f"split_{scenario}" not in PROTOCOLS:
+    def _check(self, row: Apart) -> None:
+        """Refuses rows that need the end of a task, or something in its place, and have neither."""
+        method = METHODS[read_row(row.rule).method]
+        if row.told or not method.told or not method.bounded():
+            return
+        if not method.periodic:
+            raise ValueError(f"row {row.rule!r} must be told where tasks end; leave it out.")
+        if not self.period:
             raise ValueError(
-                f"row {row!r}: with protocol split write task/{row}, domain/{row} or class/{row}."
+                f"row {row.rule!r} takes stock at the ends of tasks, of which it is not told: give "
+                "period, the number of steps after which it shall do so."
             )
-        return f"split_{scenario}", rest
+        if self.period // 2 * self.batch_size < self.fisher_examples:
+            raise ValueError(
+                f"period: half of {self.period} steps of {self.batch_size} examples are fewer than "
+                f"fisher_examples ({self.fisher_examples}), which {row.rule!r} looks back at."
+            )
+
+    def apart(self, row: str) -> Apart:
+        """What the parts of a row's name say."""
+        *signs, rule = row.split("/")
+        told = self.told and "blind" not in signs
+        scenarios = [sign for sign in signs if sign != "blind"]
+        if self.protocol != "split":
+            if scenarios:
+                raise ValueError(f"row {row!r}: only protocol split has scenarios; write {rule}.")
+            return Apart(self.protocol, told, rule)
+        if len(scenarios) != 1 or f"split_{scenarios[0]}" not in PROTOCOLS:
+            raise ValueError(
+                f"row {row!r}: with protocol split write task/{rule}, domain/{rule} or "
+                f"class/{rule}."
+            )
+        return Apart(f"split_{scenarios[0]}", told, rule)
 
 
 def run(config: Config, data: Base, seeds: tuple[int, ...], tick: study.Tick) -> study.Outcome:

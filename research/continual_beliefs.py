@@ -23,11 +23,18 @@ PRIOR = 1.0  # precision of the prior, beside curvatures that are sums over exam
 class Kronecker(Learner):
     """Online Laplace with Kronecker factors: one anchor, and one curvature for all tasks so far.
 
-    A strength of 1 is Bayes' rule. The penalty is an implicit step for ten updates at once.
+    A strength of 1 is Bayes' rule. The penalty is an implicit step for ten updates at once, or for
+    256 examples where that is more.
     """
 
     needs_strength = True
-    every = 10
+    fades = True
+    periodic = True
+
+    @property
+    def every(self) -> int:
+        """Updates that share an implicit step."""
+        return max(10, 256 // self.facts.batch_size)
 
     def optimizer(self) -> optax.GradientTransformation:
         """The step back towards the anchor comes last."""
@@ -35,6 +42,7 @@ class Kronecker(Learner):
             self.strength / self.facts.fisher_examples,
             self.facts.rate,
             self.like,
+            decay=self.keep,
             every=self.every,
         )
         return optax.chain(self.plain(), back)
@@ -71,7 +79,8 @@ class KroneckerPenalty(Kronecker):
     def optimizer(self) -> optax.GradientTransformation:
         """The penalty's gradient goes through the optimizer."""
         strength = self.strength / self.facts.fisher_examples
-        return optax.chain(con.structured_elastic(strength, self.like), self.plain())
+        rule = con.structured_elastic(strength, self.like, decay=self.keep)
+        return optax.chain(rule, self.plain())
 
 
 class Unified(Kronecker):
@@ -109,7 +118,7 @@ class Unified(Kronecker):
         belief = self.fitted(net.params, task.inputs[:number], task.targets[:number], at.active)
         memory = con.consolidate(net.opt_state, net.params, belief)[1].memory
         diagonal = self.synapses(belief.gaussian.diagonal().precision)
-        precision = jax.tree.map(jnp.add, net.memory, diagonal)
+        precision = jax.tree.map(lambda old, new: self.keep * old + new, net.memory, diagonal)
         kernels = self.synapses(net.params)
         score = self.score(kernels, precision, at.key)
         kept = round((1 - self.cut) * sum(leaf.size for leaf in jax.tree.leaves(kernels)))
@@ -166,6 +175,7 @@ class Variational(Learner):
     """
 
     needs_strength = True
+    periodic = True
     prior, narrow = 0.1, 0.01
 
     def begin(self, key: jax.Array) -> Net:

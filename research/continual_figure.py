@@ -100,9 +100,10 @@ def strengths(rows: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
     """
     found: dict[str, list[tuple[float, str]]] = {}
     for row in rows:
-        method, sign, strength = row.partition("@")
+        rule, star, keep = row.partition("*")
+        method, sign, strength = rule.partition("@")
         if sign:
-            found.setdefault(method, []).append((float(strength), row))
+            found.setdefault(method + star + keep, []).append((float(strength), row))
     return {m: sorted(pairs) for m, pairs in found.items() if len(pairs) >= FEWEST}
 
 

@@ -133,6 +133,7 @@ class LifelongIds(Lifelong):
     softly: a task does not see what later ones add, and may gain from what they improve.
     """
 
+    periodic = False
     retrained = 0.5
 
     def share(self, task: jax.Array) -> Any:

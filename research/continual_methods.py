@@ -37,7 +37,6 @@ class Facts(NamedTuple):
     fisher_examples: int
     memory: int
     draws: int
-    told: bool
     cumulative: bool
     spread: float
 
@@ -72,15 +71,25 @@ class Learner:
     Args:
       facts: of the study.
       strength: of the rule.
+      keep: share of the memory that is kept at a boundary, for rules whose memory fades.
     """
 
     needs_strength = False
+    fades = False
+    """whether a row may say how much of the memory is kept at a boundary"""
     told = True
     """whether it wants to know where tasks end"""
+    periodic = False
+    """whether, untold, it can take stock at any time, from ``fisher_examples`` alone"""
 
-    def __init__(self, facts: Facts, strength: float) -> None:
-        self.facts, self.strength = facts, strength
+    def __init__(self, facts: Facts, strength: float, keep: float = 1.0) -> None:
+        self.facts, self.strength, self.keep = facts, strength, keep
         self.tx = optax.with_extra_args_support(self.optimizer())
+
+    @classmethod
+    def bounded(cls) -> bool:
+        """Whether the end of a task means something to it."""
+        return cls.boundary is not Learner.boundary
 
     def optimizer(self) -> optax.GradientTransformation:
         """What the gradients go through."""
@@ -143,12 +152,14 @@ class Elastic(Learner):
     """EWC with the exact Fisher information, and one quadratic a task."""
 
     needs_strength = True
+    periodic = True
     form = "separate"
     kind = "exact"
 
     def optimizer(self) -> optax.GradientTransformation:
         """The penalty's gradient goes through the optimizer, as the papers' does."""
-        return optax.chain(con.elastic(self.strength, form=self.form), self.plain())
+        rule = con.elastic(self.strength, form=self.form, decay=self.keep)
+        return optax.chain(rule, self.plain())
 
     def believed(self, net: Net, task: Examples, at: At) -> Any:
         """Fisher information averaged over examples, as the published strengths want it."""
@@ -177,6 +188,7 @@ class Online(Elastic):
     """Online EWC: one anchor, the latest."""
 
     form = "online"
+    fades = True
 
 
 class Batched(Elastic):
@@ -216,10 +228,12 @@ class Aware(Elastic):
     """MAS: importance by what the outputs feel."""
 
     form = "online"
+    fades = True
 
     def optimizer(self) -> optax.GradientTransformation:
         """The paper's penalty has no half."""
-        return optax.chain(con.elastic(2 * self.strength, form=self.form), self.plain())
+        rule = con.elastic(2 * self.strength, form=self.form, decay=self.keep)
+        return optax.chain(rule, self.plain())
 
     def believed(self, net: Net, task: Examples, at: At) -> Any:
         """Importance of the examples of the task."""
@@ -234,6 +248,7 @@ class Path(Learner):
     """SI: importance by what each synapse did for the loss."""
 
     needs_strength = True
+    periodic = True
     damping = 0.1
 
     def optimizer(self) -> optax.GradientTransformation:

@@ -216,6 +216,43 @@ class Night(Dreaming):
         return Net(params, self.tx.init(params), (generator, params))
 
 
+class NoiseDriven(Learner):
+    """SRC: asleep, noise with the mean of what was learnt as its rates drives a network of spikes.
+
+    As published, the network has no biases, and no example is stored; the strength is the gain of
+    its layers in sleep (published: 55.9), thresholds are the published ones. It sleeps after every
+    task but the first.
+    """
+
+    needs_strength = True
+    nights = 15_000
+    first, inner, last = 14.5, 44.6, 38.0
+    """thresholds of the layers"""
+
+    def begin(self, key: jax.Array) -> Net:
+        """A fresh network without biases, and the sum of the tasks' mean inputs."""
+        net = super().begin(key)
+        params = {name: {"kernel": layer["kernel"]} for name, layer in net.params.items()}
+        return Net(params, self.tx.init(params), jnp.zeros(self.facts.sizes[0]))
+
+    def boundary(self, net: Net, task: Examples, at: At) -> Net:
+        """Sleeps."""
+        seen = net.memory + task.inputs[: self.facts.examples].mean(0)
+        shown = task.inputs[: self.facts.fisher_examples]
+        sizes = slp.layer_scales(net.params, shown)
+        slept, _ = slp.sleep_replay(
+            net.params,
+            at.key,
+            seen / (at.task + 1).astype(seen.dtype),
+            steps=self.nights,
+            scales=[self.strength * size for size in sizes],
+            thresholds=(self.first, *(self.inner,) * (len(sizes) - 2), self.last),
+        )
+        awake = at.task == 0
+        params = jax.tree.map(lambda w, s: jnp.where(awake, w, s), net.params, slept)
+        return Net(params, net.opt_state, seen)
+
+
 REPLAYING: dict[str, type[Learner]] = {
     "er": Rehearsal,
     "derpp": Dark,
@@ -223,4 +260,5 @@ REPLAYING: dict[str, type[Learner]] = {
     "lwf": Distilled,
     "dreams": Dreaming,
     "night": Night,
+    "src": NoiseDriven,
 }

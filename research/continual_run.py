@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -59,11 +60,11 @@ class Course:
 
     def learn(self, row: str, seed: int, done: Callable[[int], None]) -> Learned:
         """One row through the tasks of one seed; ``done`` is told of every task."""
-        c, (protocol, rule) = self.config, self.config.apart(row)
+        c, (protocol, ends_told, rule) = self.config, self.config.apart(row)
         tasks = sequence(c, self.base, seed, protocol)
         own, key = learner(rule, facts(c, tasks)), jax.random.key(seed)
         net = own.begin(jax.random.fold_in(key, 0))
-        place = self.folder / f"{seed}-{row.replace('@', '_').replace('/', '-')}"
+        place = self.folder / f"{seed}-{re.sub('[^a-z0-9.]', '-', row)}"
         kept = training.Checkpoints(place, keep=1, fingerprint=self.digest)
         number, checks = tasks.count, c.checks
         found: dict[str, np.ndarray] = {
@@ -74,8 +75,8 @@ class Course:
         }
         first = 0
         if kept.latest() is not None:
-            net, told = kept.restore(net)
-            found = {name: _array(values, found[name]) for name, values in told.items()}
+            net, numbers = kept.restore(net)
+            found = {name: _array(values, found[name]) for name, values in numbers.items()}
             first = int(kept.latest() or 0)
             for task in range(first):
                 done(task)
@@ -92,13 +93,20 @@ class Course:
             else:
                 lesson = tasks.lesson(task)
                 rows = tasks.rows(task, c.batch_size, self.steps(tasks, task), generator)
-                for check, part in enumerate(np.array_split(rows, max(checks, 1))):
-                    begun = jnp.int32(check * len(part))
-                    net = taught(own, net, lesson, jnp.asarray(part), begun, at)
-                    if early is not None:
+                stocks = own.periodic and not ends_told
+                for pause in pauses(len(rows), checks, c.period if stocks else 0):
+                    part = jnp.asarray(rows[pause.start : pause.stop])
+                    net = taught(own, net, lesson, part, jnp.int32(pause.start), at)
+                    if pause.check is not None and early is not None:
                         here = _testing(at, tasks, 0, task)
-                        found["within"][task, check] = float(tested(own, net, early, here)[0])
-                if c.told and own.told:
+                        right = tested(own, net, early, here)[0]
+                        found["within"][task, pause.check] = float(right)
+                    if pause.bounded:
+                        latest = rows[: pause.stop].ravel()[-own.facts.fisher_examples :]
+                        mark = jax.random.fold_in(at.key, (1 << 31) + pause.stop)
+                        seen = Examples(lesson.inputs[latest], lesson.targets[latest])
+                        net = bounded(own, net, seen, at._replace(key=mark))
+                if own.told and ends_told:
                     net = bounded(own, net, lesson, at)
             found["capacity"][task] = float(own.capacity(net))
             for other in range(task + 1):
@@ -156,10 +164,49 @@ def facts(config: Config, tasks: Sequence) -> Facts:
         fisher_examples=min(config.fisher_examples, min(tasks.sizes)),
         memory=config.memory,
         draws=config.draws,
-        told=config.told,
         cumulative=tasks.cumulative,
         spread=config.spread,
     )
+
+
+class Pause(NamedTuple):
+    """Steps from one place to another, and what happens then.
+
+    Attributes:
+      start: the first step.
+      stop: one behind the last.
+      check: number of the look at the first task that follows; None where none does.
+      bounded: whether a row that is not told where tasks end takes stock.
+    """
+
+    start: int
+    stop: int
+    check: int | None
+    bounded: bool
+
+
+def pauses(steps: int, checks: int, period: int) -> list[Pause]:
+    """Where the steps of a task are interrupted.
+
+    Args:
+      steps: of the task.
+      checks: looks at the first task, evenly spaced, the last one at the end.
+      period: steps between two stocktakings, the first after half of it; 0: none.
+
+    Returns:
+      The pieces, in order.
+
+    >>> [tuple(pause) for pause in pauses(10, 1, 6)]
+    [(0, 3, None, True), (3, 9, None, True), (9, 10, 0, False)]
+    """
+    looks = {steps * (check + 1) // checks: check for check in range(checks)}
+    stocks = set(range(max(period // 2, 1), steps + 1, period)) if period else set()
+    stops = sorted({steps, *looks, *stocks} - {0})
+    starts = [0, *stops]
+    return [
+        Pause(start, stop, looks.get(stop), stop in stocks)
+        for start, stop in zip(starts, stops, strict=False)
+    ]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import continual, continual_data
+from research import continual, continual_data, continual_run
 from research.continual_measures import read_target, summarised
 from research.continual_methods import At, Facts
 from research.continual_rows import METHODS, learner, read_row
@@ -89,11 +89,24 @@ class TestSequences:
     def test_scenarios_of_one_split(self):
         rows = ("task/none", "class/ewc@1")
         split = config(protocol="split", rows=rows, pairs=("task/none:class/ewc@1",))
-        assert split.apart("class/ewc@1") == ("split_class", "ewc@1")
-        assert config().apart("ewc@1") == ("permuted", "ewc@1")
+        assert split.apart("class/ewc@1") == ("split_class", True, "ewc@1")
+        assert config().apart("ewc@1") == ("permuted", True, "ewc@1")
         for row in ("none", "by/none"):
             with pytest.raises(ValueError, match="write task/"):
                 config(protocol="split", rows=(row,))
+        with pytest.raises(ValueError, match="only protocol split has scenarios"):
+            config(rows=("class/none",))
+
+    def test_who_is_not_told_where_tasks_end(self):
+        blind = config(rows=("blind/ewc@1", "ewc@1"), period=4, fisher_examples=20)
+        assert [blind.apart(row).told for row in blind.rows] == [False, True]
+        assert not config(told=False, rows=("none", "mesu@1")).apart("none").told
+        with pytest.raises(ValueError, match="give period"):
+            config(rows=("blind/ewc@1",))
+        with pytest.raises(ValueError, match="fewer than fisher_examples"):
+            config(rows=("blind/ewc@1",), period=4, fisher_examples=21)
+        with pytest.raises(ValueError, match="must be told where tasks end"):
+            config(told=False, rows=("packnet",), period=4, fisher_examples=20)
 
     def test_more_tasks_than_there_are(self):
         with pytest.raises(ValueError, match="parts for 3, not 4"):
@@ -116,14 +129,16 @@ class TestRows:
     @pytest.mark.parametrize(
         ("row", "match"),
         [("nothing", "no method"), ("ewc", "needs a strength"), ("none@1", "has no strength"),
-         ("ewc@much", "not a number"), ("ewc@-1", ">= 0")],
+         ("ewc@much", "not a number"), ("ewc@-1", ">= 0"), ("ewc@1*0.5", "does not fade"),
+         ("online_ewc@1*2", r"share in \[0, 1\]"), ("online_ewc@1*some", "not a number")],
     )  # fmt: skip
     def test_errors(self, row, match):
         with pytest.raises(ValueError, match=match):
             read_row(row)
 
     def test_strengths(self):
-        assert read_row("si@0.5") == ("si", 0.5)
+        assert read_row("si@0.5") == ("si", 0.5, 1.0)
+        assert read_row("kronecker@3*0.9") == ("kronecker", 3.0, 0.9)
         assert math.isnan(read_row("none")[1])
 
     def test_targets(self):
@@ -134,7 +149,7 @@ class TestRows:
             config(pairs=("none:si@1",))
 
 
-FACTS = Facts((6, 5, 6), 3, True, "adam", 1e-2, 10, 20, 20, 30, 2, True, True, 1.0)
+FACTS = Facts((6, 5, 6), 3, True, "adam", 1e-2, 10, 20, 20, 30, 2, True, 1.0)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -185,6 +200,23 @@ class TestCourse:
         np.testing.assert_array_equal(again.accuracy, whole.accuracy)
         np.testing.assert_array_equal(again.within, whole.within)
         np.testing.assert_array_equal(again.calibration, whole.calibration)
+
+    def test_stock_is_taken_between_the_ends_of_tasks(self, tmp_path, monkeypatch):
+        seen = []
+
+        def bounded(own, net, task, at):
+            seen.append(np.asarray(task.targets))
+            return net
+
+        monkeypatch.setattr(continual_run, "bounded", bounded)
+        own = config(
+            rows=("blind/online_ewc@1",), protocol="split_class", period=2, steps=5,
+            fisher_examples=10,
+        )  # fmt: skip
+        Course(own, BASE, tmp_path, "d").learn("blind/online_ewc@1", 0, lambda task: None)
+        assert len(seen) == 3 * 3  # after one step, and every two from then on
+        assert all(len(targets) == 10 for targets in seen)
+        assert len({tuple(sorted(set(targets))) for targets in seen}) == 3
 
     def test_what_was_learnt_is_summarised(self):
         nan = np.nan
