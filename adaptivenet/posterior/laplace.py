@@ -317,6 +317,11 @@ def _full(
             "structure='kronecker', or choose fewer leaves with select= or 'last_layer'."
         )
 
+    alone = len(found.sites) == 1 and not found.rest and found.sites[0].positions == 1
+    if alone:  # such as a last layer
+        matrix = _one_product(found, params, inputs, columns, given)
+        return FullPosterior(params, (), believed, found.sites, matrix, matrix)
+
     def batch(params: PyTree, data: Any) -> jax.Array:
         outputs, rows, pull = found.pullback(params, data[0])
         count, column = columns(outputs, data[1])
@@ -335,6 +340,36 @@ def _full(
 
     matrix = summed(batch, params, (inputs, given["extra"]), given["batch_size"])
     return FullPosterior(params, (), believed, found.sites, matrix, matrix)
+
+
+def _one_product(
+    found: Trace, params: PyTree, inputs: PyTree, columns: Any, given: dict[str, Any]
+) -> jax.Array:
+    """The matrix of one dense product: a sum of ``(a a^T) (x) (sum_k d_k d_k^T)`` over examples.
+
+    That is as many times cheaper than products of whole gradients as there are outputs.
+    """
+    (site,) = found.sites
+    size, high = math.prod(site.shape), jax.lax.Precision.HIGHEST
+
+    def batch(params: PyTree, data: Any) -> jax.Array:
+        outputs, rows, pull = found.pullback(params, data[0])
+        count, column = columns(outputs, data[1])
+        deltas = jax.lax.map(lambda k: pull(column(k))[0][0][:, 0], jnp.arange(count))
+        outer, a = jnp.einsum("kno,knp->nop", deltas, deltas, precision=high), rows[0][:, 0]
+
+        def each(weights: jax.Array) -> jax.Array:  # of an output with all others
+            weighed = (weights[:, :, None] * a[:, None, :]).reshape(len(a), -1)
+            return jnp.matmul(weighed.T, a, precision=high)
+
+        return jax.lax.map(each, jnp.moveaxis(outer, 2, 0))
+
+    blocks = summed(batch, params, (inputs, given["extra"]), given["batch_size"])
+    rows, outputs = site.shape
+    whole = blocks.reshape(outputs, outputs, rows, rows).transpose(2, 1, 3, 0)
+    places = site.leaves(jnp.arange(size).reshape(site.shape))
+    order = jnp.concatenate([places[k].ravel() for k in _believed(found)])
+    return whole.reshape(size, size)[order][:, order]
 
 
 # --- likelihoods ---------------------------------------------------------------------------------

@@ -140,6 +140,9 @@ class TestCurvature:
         assert not np.allclose(draw["b"]["kernel"], params["b"]["kernel"])
         chosen = laplace(net, params, x, targets, structure="full", select="^b/", **options)
         np.testing.assert_allclose(chosen.gaussian.precision(), fit.gaussian.precision())
+        first = laplace(net, params, x, targets, structure="full", select="^a/", **options)
+        matrix = exact(net, params, x, "categorical")[:16, :16]
+        np.testing.assert_allclose(first.gaussian.precision(), matrix + np.eye(16), atol=1e-10)
 
 
 class TestConjugate:
