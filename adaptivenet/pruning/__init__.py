@@ -7,6 +7,7 @@ from adaptivenet.pruning.allocations import Allocation, Fixed, Global, PerPath, 
 from adaptivenet.pruning.budgets import Budget
 from adaptivenet.pruning.combinators import lamp, mix, normalise, product
 from adaptivenet.pruning.controller import AutoState, auto
+from adaptivenet.pruning.coupled import Coupled
 from adaptivenet.pruning.coupling import Coupling, Group, couple
 from adaptivenet.pruning.cycles import ac_dc, cyclic, rates, sawtooth
 from adaptivenet.pruning.demands import AtLeast, Demand, OfAlive, Sparsity
@@ -77,6 +78,7 @@ __all__ = [
     "ByMomentum",
     "ByPath",
     "Costs",
+    "Coupled",
     "Coupling",
     "Demand",
     "Element",

@@ -9,6 +9,7 @@ reshapes, loops. What it cannot follow stays whole, and says why.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import numpy as np
 
 from adaptivenet import trees
 from adaptivenet.pruning.tracing import rules
-from adaptivenet.pruning.tracing.axes import Atom, atoms, fix, positions
+from adaptivenet.pruning.tracing.axes import Atom, Axis, atoms, fix, positions, size, unify
 from adaptivenet.pruning.tracing.tape import Node, Tape, contracted, record
 
 PyTree = Any
@@ -123,23 +124,34 @@ class Coupling:
         return "\n".join(parts)
 
 
-def couple(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Coupling:
+def couple(
+    apply: Callable[..., Any],
+    params: PyTree,
+    *inputs: Any,
+    stay: Sequence[str] = (),
+    tie: Sequence[tuple[str, str]] = (),
+) -> Coupling:
     """Finds which axes of which parameters are one unit.
 
-    The function is traced, not run: parameters and inputs may be ``jax.ShapeDtypeStruct``.
+    The function is traced, not run: parameters and inputs may be ``jax.ShapeDtypeStruct``. No layer
+    has a rule; ``stay`` and ``tie`` add what a trace cannot know.
 
     Args:
       apply: any function ``(params, *inputs) -> outputs`` that jax can trace: a Linen module's
         ``apply``, what ``models.functional`` makes of an NNX module, a function of one's own.
       params: pytree of arrays.
       *inputs: pytrees of arrays of the shapes that the function will see.
+      stay: regular expressions on paths of parameters: no unit goes that has a slice of them.
+      tie: pairs of axes, each spelled as in a group's name, such as ``dense1/kernel[1]``: units of
+        the one stand and fall with those of the other, position by position.
 
     Returns:
       The units, each with all parameters that hold a slice of it. Axes of inputs and of outputs
       stay, and what meets something that nothing is known of.
 
     Raises:
-      ValueError: the function cannot be traced, because its shapes depend on the data.
+      ValueError: the function cannot be traced, because its shapes depend on the data; a pattern
+        matches nothing; an axis that is tied does not exist, or is not as long as the other.
 
     References:
       Fang et al., "DepGraph: towards any structural pruning", CVPR 2023 (arXiv:2301.12900).
@@ -166,6 +178,16 @@ def couple(apply: Callable[..., Any], params: PyTree, *inputs: Any) -> Coupling:
     for node in tape.outputs:
         _fix(node, "is an axis of the outputs")
     names = trees.paths(params)
+    for pair in tie:
+        _tie(dict(zip(names, nodes[:count], strict=True)), pair)
+    for pattern in stay:
+        chosen = [
+            node for name, node in zip(names, nodes, strict=False) if re.search(pattern, name)
+        ]
+        if not chosen:
+            raise ValueError(f"stay: {pattern!r} matches no parameter of {', '.join(names)}.")
+        for node in chosen:
+            _fix(node, f"is to stay, by {pattern!r}")
     found: dict[Atom, list[tuple[str, int]]] = {}
     for name, node in zip(names, nodes[:count], strict=True):
         for place, axis in enumerate(node.axes):
@@ -191,6 +213,23 @@ def _summed(tape: Tape) -> Iterator[Atom]:
 def _fix(node: Node, why: str) -> None:
     for axis in node.axes:
         fix(axis, why)
+
+
+def _tie(nodes: Mapping[str, Node], pair: tuple[str, str]) -> None:
+    """Makes two axes one, by the user's word."""
+    axes: list[Axis] = []
+    for name in pair:
+        spelled = re.fullmatch(r"(.*)\[(\d+)\]", name)
+        node = nodes.get(spelled[1]) if spelled else None
+        if node is None or spelled is None or int(spelled[2]) >= len(node.axes):
+            raise ValueError(
+                f"tie: {name!r} is no axis: write path[axis], of the parameters {', '.join(nodes)}."
+            )
+        axes.append(node.axes[int(spelled[2])])
+    one, other = map(size, axes)
+    if one != other:
+        raise ValueError(f"tie: {pair[0]} has {one} positions, and {pair[1]} has {other}.")
+    unify(axes[0], axes[1], f"is tied, {pair[0]} to {pair[1]}, and they are divided otherwise")
 
 
 def _named(found: Mapping[Atom, Sequence[tuple[str, int]]]) -> list[Group]:

@@ -14,6 +14,7 @@ from adaptivenet import trees
 from adaptivenet.counts import as_share
 from adaptivenet.pruning import allocations, competition, feasible, regrowth, scores
 from adaptivenet.pruning.allocations import Allocation, Field, Leaf
+from adaptivenet.pruning.coupled import Coupled
 from adaptivenet.pruning.demands import Demand
 from adaptivenet.pruning.record import count_leaves
 from adaptivenet.pruning.rowwise import NofM, RowWise, check_demand
@@ -145,8 +146,11 @@ def cut_and_wake(
     awake = competition.wake(priority, kept, rooms, field, shares)
     if plain:
         return Outcome(survivors, jax.tree.unflatten(treedef, awake), thresholds[0])
-    born = [new & ~old for new, old in zip(awake, kept, strict=True)]
-    woken = structure.spread(jax.tree.unflatten(treedef, born), mask)
+    born = jax.tree.unflatten(treedef, [new & ~old for new, old in zip(awake, kept, strict=True)])
+    if isinstance(structure, Coupled):
+        woken = structure.wake(born, jax.tree.unflatten(treedef, awake), mask)
+    else:
+        woken = structure.spread(born, mask)
     return Outcome(survivors, jax.tree.map(jnp.logical_or, survivors, woken), thresholds[0])
 
 
@@ -190,6 +194,9 @@ def _leaves(
     params: PyTree, structure: Structure, pooled: Sequence[tuple[int, ...]]
 ) -> tuple[tuple[Leaf, ...], list[Structure]]:
     """What allocations may know of the leaves, and the structure of each."""
+    if isinstance(structure, Coupled):
+        groups = structure.leaves_of(params)
+        return groups, [structure] * len(groups)
     arrays, names = jax.tree.leaves(params), trees.paths(params)
     shapes = [tuple(leaf.shape) for leaf in arrays]
     structures = of_leaves(structure, names, shapes)

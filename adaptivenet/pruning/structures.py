@@ -192,8 +192,9 @@ class Unit(_Pooling):
     """Whole units of one axis: neurons, channels, heads, LSTM units.
 
     Every leaf is taken by itself: nothing that couples to a unit elsewhere (its bias, the next
-    layer's inputs) is cut with it. Targets are shares of the units. Leaves of unlike width compete
-    fairly under ``pooling="mean"``, and in favour of the wide under "sum".
+    layer's inputs) is cut with it, as it is by :class:`adaptivenet.pruning.Coupled`. Targets are
+    shares of the units. Leaves of unlike width compete fairly under ``pooling="mean"``, and in
+    favour of the wide under "sum".
 
     Attributes:
       axis: the axis of the units: -1 for the outputs of dense kernels and convolutions, -2 for
@@ -275,7 +276,8 @@ class ByPath:
         object.__setattr__(self, "rules", as_rules(rules, "ByPath"))
         object.__setattr__(self, "default", default)
         for one in (default, *(structure for _, structure in self.rules)):
-            if isinstance(one, ByPath) or not hasattr(one, "spread"):
+            alone = not isinstance(one, ByPath) and not getattr(one, "joins_leaves", False)
+            if not alone or not hasattr(one, "spread"):
                 raise TypeError(f"ByPath gives a leaf one structure such as Unit(), not {one!r}.")
 
     def at(self, names: Sequence[str]) -> list[Structure]:
