@@ -38,6 +38,9 @@ def draw(config: Any, outcome: Any) -> Any:
     last.set_title(f"{'abcdef'[len(shown)]}  what the clock shows")
     for axis in places[len(shown) + 1 :]:
         axis.set_visible(False)
+    # The first panel has every line; below all of them it hides none.
+    handles, labels = places[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6)
     return figure
 
 
@@ -70,18 +73,18 @@ def _subject(axis: Any, config: Any, m: Any, name: str) -> None:
     )
     scratch = 100 * float(np.mean(m[f"accuracy/{name}/scratch/{shares[-1]}"]))
     axis.plot(costs["MACs"][-1], scratch, "k+", ms=5, label="from scratch")
-    low = [*means, scratch, dense]
+    low, least = [*means, *others, scratch, dense], min(min(left) for left in costs.values())
     if f"accuracy/{name}/condensed" in m:
         values = 100 * float(np.mean(m[f"accuracy/{name}/condensed"]))
         left = 100 / np.mean(fewer(m, "bytes", name, "condensed"))
         axis.plot(left, values, "*", ms=6, color="C3", label="condensed: bytes")
         low.append(values)
+        least = min(least, left)
     span = max(low) - min(low) or 1.0
     axis.set(xscale="log", xlabel="left of the dense network (%)")
-    axis.set_ylim(min(low) - 0.6 * span, max(low) + 0.25 * span)
-    axis.set_xlim(0.8 * min(min(left) for left in costs.values()), 110)
+    axis.set_ylim(min(low) - 0.2 * span, max(low) + 0.2 * span)
+    axis.set_xlim(0.8 * least, 110)
     _ticks(axis.xaxis, (100, 50, 25, 10, 5), axis.get_xlim())
-    axis.legend(loc="lower right", fontsize=4.5, handlelength=1.6, labelspacing=0.3)
 
 
 def _clock(axis: Any, config: Any, m: Any, shown: list[str]) -> None:
