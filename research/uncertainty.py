@@ -78,6 +78,8 @@ class Setting:
     """of Adam on the mean field"""
     field_scale: Positive = 0.02
     """standard deviations that the mean field starts from"""
+    temperature: Positive = 1.0
+    """what the mean field's divergence from its prior is multiplied by; 1 is Bayes' rule"""
     retrain_rate: Positive = 1e-3
     """of Adam after a cut, for all networks"""
 

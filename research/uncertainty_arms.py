@@ -176,7 +176,8 @@ class Course:
         def bound(fields: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
             prior = post.meanfield.kl(fields, prior_scale=self.setting.prior**-0.5)
             scales = post.meanfield.scales(fields)
-            return fit(fields.mean, scales, x, y, key) + prior / self.examples
+            whole = self.setting.temperature * prior
+            return fit(fields.mean, scales, x, y, key) + whole / self.examples
 
         def step(net: Any, at: Any) -> Any:
             (params, state), (rows, number) = net, at
