@@ -357,5 +357,6 @@ class Bgd(Mesu):
 
 
 def portion(counts: list[jax.Array], tree: PyTree) -> jax.Array:
+    """The sum of some counts, one a leaf, over the elements of a tree; a float32 scalar."""
     total = sum(leaf.size for leaf in jax.tree.leaves(tree))
     return jnp.sum(jnp.stack(counts)).astype(jnp.float32) / total

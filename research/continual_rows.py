@@ -73,7 +73,7 @@ def read_row(name: str) -> Row:
         )
     value = _number(name, "a strength", strength) if sign else math.nan
     kept = _number(name, "what is kept", keep) if star else 1.0
-    if not math.isnan(value) and not value >= 0:
+    if sign and not value >= 0:  # nan neither
         raise ValueError(f"row {name!r}: a strength is a number >= 0, not {strength}.")
     if not 0 <= kept <= 1:
         raise ValueError(f"row {name!r}: what is kept is a share in [0, 1], not {keep}.")

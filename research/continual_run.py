@@ -196,9 +196,19 @@ def pauses(steps: int, checks: int, period: int) -> list[Pause]:
     Returns:
       The pieces, in order.
 
+    Raises:
+      ValueError: a task has fewer steps than looks, or ends before stock is ever taken.
+
     >>> [tuple(pause) for pause in pauses(10, 1, 6)]
     [(0, 3, None, True), (3, 9, None, True), (9, 10, 0, False)]
     """
+    if checks > steps:
+        raise ValueError(f"checks: a task of {steps} steps cannot be looked at {checks} times.")
+    if period // 2 > steps:
+        raise ValueError(
+            f"period: stock would never be taken, as a task has {steps} steps, fewer than half of "
+            f"{period}; lower it."
+        )
     looks = {steps * (check + 1) // checks: check for check in range(checks)}
     stocks = set(range(max(period // 2, 1), steps + 1, period)) if period else set()
     stops = sorted({steps, *looks, *stocks} - {0})

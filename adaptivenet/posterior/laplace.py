@@ -347,7 +347,7 @@ def _one_product(
 ) -> jax.Array:
     """The matrix of one dense product: a sum of ``(a a^T) (x) (sum_k d_k d_k^T)`` over examples.
 
-    That is as many times cheaper than products of whole gradients as there are outputs.
+    That is as many times cheaper than products of whole gradients as there are columns.
     """
     (site,) = found.sites
     size, high = math.prod(site.shape), jax.lax.Precision.HIGHEST

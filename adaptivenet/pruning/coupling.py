@@ -181,9 +181,8 @@ def couple(
     for pair in tie:
         _tie(dict(zip(names, nodes[:count], strict=True)), pair)
     for pattern in stay:
-        chosen = [
-            node for name, node in zip(names, nodes, strict=False) if re.search(pattern, name)
-        ]
+        pairs = zip(names, nodes[:count], strict=True)
+        chosen = [node for name, node in pairs if re.search(pattern, name)]
         if not chosen:
             raise ValueError(f"stay: {pattern!r} matches no parameter of {', '.join(names)}.")
         for node in chosen:

@@ -97,6 +97,16 @@ def test_only_named_groups_lose_units():
     assert np.asarray(mask["dense3"]["kernel"])[:, 0].sum() == 2
 
 
+def test_parameters_that_lie_deeper_in_what_was_traced():
+    def apply(variables, x):
+        return an.models.mlp(variables["params"], x)
+
+    deeper = pruning.Coupled(pruning.couple(apply, {"params": PARAMS}, INPUTS))
+    masks = [pruning.mask(stepped(pruning.prune(0.5, structure=s))[1]) for s in (deeper, COUPLED)]
+    for a, b in zip(*map(jax.tree.leaves, masks), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_biases_go_as_well_where_they_are_selected():
     _, state = stepped(pruning.prune(0.5, structure=COUPLED, select=[".*"]))
     mask = pruning.mask(state)

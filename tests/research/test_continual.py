@@ -129,7 +129,8 @@ class TestRows:
     @pytest.mark.parametrize(
         ("row", "match"),
         [("nothing", "no method"), ("ewc", "needs a strength"), ("none@1", "has no strength"),
-         ("ewc@much", "not a number"), ("ewc@-1", ">= 0"), ("ewc@1*0.5", "does not fade"),
+         ("ewc@much", "not a number"), ("ewc@-1", ">= 0"), ("ewc@nan", ">= 0"),
+         ("ewc@1*0.5", "does not fade"),
          ("online_ewc@1*2", r"share in \[0, 1\]"), ("online_ewc@1*some", "not a number")],
     )  # fmt: skip
     def test_errors(self, row, match):
@@ -217,6 +218,12 @@ class TestCourse:
         assert len(seen) == 3 * 3  # after one step, and every two from then on
         assert all(len(targets) == 10 for targets in seen)
         assert len({tuple(sorted(set(targets))) for targets in seen}) == 3
+
+    def test_tasks_too_short_for_what_happens_within_them(self):
+        with pytest.raises(ValueError, match="cannot be looked at 4 times"):
+            continual_run.pauses(3, 4, 0)
+        with pytest.raises(ValueError, match="stock would never be taken"):
+            continual_run.pauses(3, 0, 8)
 
     def test_what_was_learnt_is_summarised(self):
         nan = np.nan
