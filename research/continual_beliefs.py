@@ -94,6 +94,10 @@ class Unified(Kronecker):
     cut, corrections = 0.5, 50
     """of the synapses that are zero after a task; and steps of what makes up for them"""
 
+    def remembered(self, opt_state: Any) -> Any:
+        """The belief of all tasks so far."""
+        return opt_state[1].memory
+
     def begin(self, key: jax.Array) -> Net:
         """A fresh network of which nothing is believed."""
         net = super().begin(key)
@@ -116,7 +120,7 @@ class Unified(Kronecker):
         """Takes the task in, cuts what nobody is certain of, and remembers what is left."""
         number = self.facts.fisher_examples
         belief = self.fitted(net.params, task.inputs[:number], task.targets[:number], at.active)
-        memory = con.consolidate(net.opt_state, net.params, belief)[1].memory
+        memory = self.remembered(con.consolidate(net.opt_state, net.params, belief))
         diagonal = self.synapses(belief.gaussian.diagonal().precision)
         precision = jax.tree.map(lambda old, new: self.keep * old + new, net.memory, diagonal)
         kernels = self.synapses(net.params)
@@ -135,6 +139,16 @@ class Unified(Kronecker):
         """The share of the synapses that are not zero."""
         kernels = self.synapses(net.params)
         return portion([jnp.sum(leaf != 0) for leaf in jax.tree.leaves(kernels)], kernels)
+
+
+class UnifiedPenalty(Unified):
+    """The same where the belief protects through the gradient, before the optimizer."""
+
+    optimizer = KroneckerPenalty.optimizer
+
+    def remembered(self, opt_state: Any) -> Any:
+        """The belief of all tasks so far."""
+        return opt_state[0]
 
 
 class UnifiedMagnitude(Unified):
@@ -305,6 +319,7 @@ BELIEVING: dict[str, type[Learner]] = {
     "kronecker": Kronecker,
     "kronecker_penalty": KroneckerPenalty,
     "unified": Unified,
+    "unified_penalty": UnifiedPenalty,
     "unified_magnitude": UnifiedMagnitude,
     "unified_random": UnifiedRandom,
     "unified_bare": UnifiedBare,

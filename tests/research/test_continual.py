@@ -252,7 +252,9 @@ class TestUnified:
             net = step(net, x[rows], y[rows], at)
         return own, net, jax.jit(own.boundary)(net, continual_data.Examples(x, y), at), x
 
-    @pytest.mark.parametrize("row", ["unified@1", "unified_magnitude@1", "unified_random@1"])
+    @pytest.mark.parametrize(
+        "row", ["unified@1", "unified_penalty@1", "unified_magnitude@1", "unified_random@1"]
+    )
     def test_half_is_zero_and_what_is_left_makes_up_for_it(self, row):
         own, net, after, x = self.after(row)
         assert float(own.capacity(after)) == pytest.approx(0.5, abs=0.02)
