@@ -42,6 +42,8 @@ IN_README = (
     ("frontier_lenet5_again", 3),
     ("uncertainty_small", 0),
     ("uncertainty_small", 5),
+    ("uncertainty_blundell", 0),
+    ("uncertainty_blundell", 1),
     ("shrinking_small", 0),
     ("shrinking_small", 6),
 )
