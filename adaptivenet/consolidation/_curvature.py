@@ -260,6 +260,50 @@ def implicit(
     return found
 
 
+def solved(
+    plan: Plan,
+    curvature: Curvature,
+    prior: Sequence[jax.Array],
+    apart: Sequence[jax.Array],
+    c: jax.Array,
+) -> list[jax.Array]:
+    """``-c (I + c (H + prior))^{-1} (H + prior)`` times a vector, in the eigenbases of a single slot.
+
+    Exact where :func:`even` is true: the prior is the same number in every basis then.
+
+    Args:
+      plan: of the belief; not of a full matrix.
+      curvature: of one slot.
+      prior: for each believed leaf ``[1, *shape]``.
+      apart: for each believed leaf ``[1, *shape]``, what is multiplied.
+      c: scalar, not negative.
+
+    Returns:
+      For each believed leaf the step.
+    """
+    given, found = dict(zip(plan.believed, apart, strict=True)), {}
+    before = dict(zip(plan.believed, prior, strict=True))
+
+    def share(values: jax.Array) -> jax.Array:
+        return -c * values / (1 + c * values)
+
+    bases = zip(plan.sites, curvature.inner, curvature.outer, curvature.values, strict=True)
+    for site, inner, outer, values in bases:
+        turned = _matmul(_matmul(inner.mT, _matrices(site, given)), outer)
+        turned = share(values + _matrices(site, before).mean()) * turned
+        found |= jax.vmap(site.leaves)(_matmul(_matmul(inner, turned), outer.mT))
+    for k, diagonal in zip(plan.loose, curvature.rest, strict=True):
+        found[k] = share(diagonal + before[k]) * given[k]
+    return [found[k][0] for k in plan.believed]
+
+
+def even(plan: Plan, prior: Sequence[jax.Array]) -> jax.Array:
+    """Whether every kernel with its bias has one prior precision."""
+    before = dict(zip(plan.believed, prior, strict=True))
+    matrices = [_matrices(site, before) for site in plan.sites]
+    return jnp.all(jnp.array([m.min() == m.max() for m in matrices], bool))
+
+
 def conditional(
     plan: Plan,
     curvature: Curvature,

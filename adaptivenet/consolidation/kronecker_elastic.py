@@ -64,9 +64,11 @@ from adaptivenet.consolidation._curvature import (
     conditional,
     contents,
     each,
+    even,
     implicit,
     plan_of,
     scaled,
+    solved,
 )
 from adaptivenet.consolidation.boundary import check_share, check_strength, number
 from adaptivenet.consolidation.elastic import Form
@@ -227,11 +229,11 @@ def structured_proximal(
     .. math::
         w = w' - \eta \lambda \Big(I + \eta \lambda \sum_k H_k\Big)^{-1} \sum_k H_k (w' - a_k).
 
-    Full matrices are solved exactly. Otherwise it takes conjugate gradients, preconditioned with
-    the curvature of all tasks in one Kronecker basis; with ``tasks=1`` and one prior precision for
-    each kernel with its bias that is the solution itself, in a single step. Whatever the number of
-    steps, the sum that is minimised falls with each, so that the penalty never rises: no strength
-    makes it diverge. The metric is the parameters' own; see
+    Full matrices are solved exactly, and so is a single Kronecker basis (``tasks=1``) where each
+    kernel with its bias has one prior precision: that costs as much as the penalty's gradient.
+    Otherwise it takes conjugate gradients, preconditioned with the curvature of all tasks in one
+    Kronecker basis. Whatever the number of steps, the sum that is minimised falls with each, so
+    that the penalty never rises: no strength makes it diverge. The metric is the parameters' own; see
     :func:`adaptivenet.consolidation.elastic.proximal` for what that means beside Adam.
 
     Args:
@@ -297,14 +299,23 @@ def structured_proximal(
         stiffness = cast(rate, there[0]) * cast(strength, there[0]) * every
         one = memory.summary if isinstance(memory.summary, Curvature) else memory.curvature
 
-        def step_back() -> list[jax.Array]:
+        def search() -> list[jax.Array]:
             pulls = _gradient(plan, memory, there)
             return implicit(plan, memory.curvature, one, memory.prior, pulls, stiffness, steps)
+
+        def solve() -> list[jax.Array]:
+            apart = _apart(memory, there)
+            return solved(plan, memory.curvature, memory.prior, apart, stiffness)
+
+        def step_back() -> list[jax.Array]:
+            if memory.curvature.full or _slots(memory.curvature) > 1:
+                return search()
+            return jax.lax.cond(even(plan, memory.prior), solve, search)
 
         def stay() -> list[jax.Array]:
             return [jnp.zeros_like(x) for x in there]
 
-        due = (state.step + 1) % every == 0
+        due = ((state.step + 1) % every == 0) & (memory.count > 0)
         back = step_back() if every == 1 else jax.lax.cond(due, step_back, stay)
         for k, step in zip(plan.believed, back, strict=True):
             move, param = moves[k], leaves[k]
