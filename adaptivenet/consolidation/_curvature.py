@@ -267,7 +267,7 @@ def solved(
     apart: Sequence[jax.Array],
     c: jax.Array,
 ) -> list[jax.Array]:
-    """``-c (I + c (H + prior))^{-1} (H + prior)`` times a vector, in the eigenbases of a single slot.
+    """``-c (I + c (H + prior))^{-1} (H + prior)`` times a vector, in one slot's eigenbases.
 
     Exact where :func:`even` is true: the prior is the same number in every basis then.
 

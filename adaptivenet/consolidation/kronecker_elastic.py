@@ -233,8 +233,8 @@ def structured_proximal(
     kernel with its bias has one prior precision: that costs as much as the penalty's gradient.
     Otherwise it takes conjugate gradients, preconditioned with the curvature of all tasks in one
     Kronecker basis. Whatever the number of steps, the sum that is minimised falls with each, so
-    that the penalty never rises: no strength makes it diverge. The metric is the parameters' own; see
-    :func:`adaptivenet.consolidation.elastic.proximal` for what that means beside Adam.
+    that the penalty never rises: no strength makes it diverge. The metric is the parameters' own;
+    see :func:`adaptivenet.consolidation.elastic.proximal` for what that means beside Adam.
 
     Args:
       strength: as for :func:`structured_elastic`.
