@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from research.continual import Config
 
 FEWEST = 3  # strengths of a method that are worth a curve
+MOST_BANDS = 13  # rows that are drawn with the range of their seeds
 
 
 def draw(config: Config, outcome: Outcome) -> Any:
@@ -31,7 +32,6 @@ def draw(config: Config, outcome: Outcome) -> Any:
     figure, axes = plt.subplots(2, 3, figsize=(10.5, 6.4))
     places = iter(axes.flat)
     swept = strengths(config.rows)
-    colours = dict(zip(config.rows, _colours(len(config.rows)), strict=True))
     shown = [row for row in config.rows if row not in _inner(swept)]
     panels = [
         ("average", "mean of all tasks so far", "tasks learnt"),
@@ -42,7 +42,7 @@ def draw(config: Config, outcome: Outcome) -> Any:
         panels.append(("capacity", "synapses in use", "tasks learnt"))
     for name, title, label in panels:
         ax = next(places)
-        _lines(ax, config, outcome, name, shown, colours)
+        _lines(ax, config, outcome, name, shown)
         unit = "share in %" if name == "capacity" else "accuracy in %"
         ax.set(title=title, xlabel=label, ylabel=unit)
     if swept:
@@ -117,20 +117,14 @@ def _inner(swept: dict[str, list[tuple[float, str]]]) -> set[str]:
     }
 
 
-def _colours(number: int) -> list[Any]:
-    import matplotlib as mpl
-
-    return [mpl.colormaps["tab20"](k % 20) for k in range(number)]
-
-
 def _lines(
     ax: Any,
     config: Config,
     outcome: Outcome,
     name: str,
     rows: Sequence[str],
-    colours: dict[str, Any],
 ) -> None:
+    import matplotlib as mpl
     from matplotlib.ticker import MaxNLocator
 
     numbers = 1 + np.arange(config.tasks)
@@ -140,12 +134,12 @@ def _lines(
         if f"{name}/{row}" not in outcome.curves:
             continue
         values = 100 * outcome.curves[f"{name}/{row}"]
-        style = ("-", "--", ":")[place // 20 % 3]
+        colour, style = mpl.colormaps["tab10"](place % 10), ("-", "--", ":")[place // 10 % 3]
         mean = values.mean(0)
-        ax.plot(numbers, mean, style, label=row, color=colours[row], marker=marker, markersize=2.5)
-        ax.fill_between(
-            numbers, values.min(0), values.max(0), color=colours[row], alpha=0.15, linewidth=0
-        )
+        ax.plot(numbers, mean, style, label=row, color=colour, marker=marker, markersize=2.5)
+        if len(rows) <= MOST_BANDS:
+            lowest, highest = values.min(0), values.max(0)
+            ax.fill_between(numbers, lowest, highest, color=colour, alpha=0.15, linewidth=0)
 
 
 def _by_strength(ax: Any, outcome: Outcome, swept: dict[str, list[tuple[float, str]]]) -> None:
@@ -158,6 +152,7 @@ def _by_strength(ax: Any, outcome: Outcome, swept: dict[str, list[tuple[float, s
         if all(f["ci_low"] is not None for f in found):
             low, high = ([f[side] for f in found] for side in ("ci_low", "ci_high"))
             ax.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    ax.set(xscale="log", title="mean of all tasks at the end", xlabel="strength")
-    ax.set_ylabel("accuracy in %")
+    low, high = ax.get_ylim()
+    ax.set(xscale="log", ylim=(max(low, 0), min(high, 100)))
+    ax.set(title="mean of all tasks at the end", xlabel="strength", ylabel="accuracy in %")
     ax.legend(fontsize=7)
