@@ -65,8 +65,8 @@ class Sequence:
     """Tasks in the order they are learnt in.
 
     Attributes:
-      teach: what a task is learnt from, by its number.
-      test: what it is tested on.
+      teach: what a task is learnt from, by its number; of some rows only where they are given.
+      test: what it is tested on; no more than the first ones where a number is given.
       sizes: training examples of each task.
       active: bool [tasks, classes]: what a task may be answered with while it is learnt.
       cumulative: whether, when tested, all classes of the tasks so far compete.
@@ -74,8 +74,8 @@ class Sequence:
       ordered: whether examples come in the order of the arrays, once.
     """
 
-    teach: Callable[[int], Examples]
-    test: Callable[[int], Examples]
+    teach: Callable[..., Examples]
+    test: Callable[..., Examples]
     sizes: tuple[int, ...]
     active: np.ndarray
     features: int
@@ -237,11 +237,11 @@ def sequence(config: Any, base: Base, seed: int, protocol: str = "") -> Sequence
 def _permuted(base: Base, orders: list[np.ndarray]) -> Sequence:
     (x, y), (u, v) = base.train, base.check
 
-    def teach(task: int) -> Examples:
-        return Examples(jnp.asarray(x[:, orders[task]]), jnp.asarray(y))
+    def teach(task: int, rows: Any = slice(None)) -> Examples:
+        return Examples(jnp.asarray(x[rows][:, orders[task]]), jnp.asarray(y[rows]))
 
-    def test(task: int) -> Examples:
-        return Examples(jnp.asarray(u[:, orders[task]]), jnp.asarray(v))
+    def test(task: int, most: int | None = None) -> Examples:
+        return Examples(jnp.asarray(u[:most][:, orders[task]]), jnp.asarray(v[:most]))
 
     active = np.ones((len(orders), 1 + int(y.max())), bool)
     return Sequence(teach, test, (len(y),) * len(orders), active, x.shape[1])
@@ -257,12 +257,12 @@ def _stream(
     shuffles = [generator.permutation(len(y))[:size] for _ in orders]
     older = [generator.random(blended) > (np.arange(blended) + 0.5) / blended for _ in orders]
 
-    def teach(task: int) -> Examples:
+    def teach(task: int, rows: Any = slice(None)) -> Examples:
         inputs = x[shuffles[task]][:, orders[task]]
         if task and blended:
             late = np.flatnonzero(older[task])
             inputs[late] = x[shuffles[task][late]][:, orders[task - 1]]
-        return Examples(jnp.asarray(inputs), jnp.asarray(y[shuffles[task]]))
+        return Examples(jnp.asarray(inputs[rows]), jnp.asarray(y[shuffles[task]][rows]))
 
     whole = _permuted(base, orders)
     return dataclasses.replace(whole, teach=teach, sizes=(size,) * len(orders), ordered=True)
@@ -283,13 +283,13 @@ def _parts(
     sizes = [[int(mask.sum()) for mask in pair] for pair in chosen]
     most = max(train for train, _ in sizes)
 
-    def teach(task: int) -> Examples:
-        mine = np.resize(np.flatnonzero(chosen[task][0]), most)
+    def teach(task: int, rows: Any = slice(None)) -> Examples:
+        mine = np.resize(np.flatnonzero(chosen[task][0]), most)[rows]
         return Examples(jnp.asarray(x[mine]), jnp.asarray(y[mine]))
 
-    def test(task: int) -> Examples:
+    def test(task: int, most: int | None = None) -> Examples:
         # Whole test sets: the shortest would cut them, so these shapes differ.
-        theirs = chosen[task][1]
+        theirs = np.flatnonzero(chosen[task][1])[:most]
         return Examples(jnp.asarray(u[theirs]), jnp.asarray(v[theirs]))
 
     sizes = tuple(train for train, _ in sizes)

@@ -80,7 +80,7 @@ class Course:
             first = int(kept.latest() or 0)
             for task in range(first):
                 done(task)
-        early = Examples(*(a[:FIRST] for a in tasks.test(0))) if checks else None
+        early = tasks.test(0, FIRST) if checks else None
         for task in range(first, number):
             at = At(
                 jnp.int32(task),
@@ -113,17 +113,13 @@ class Course:
                 if isinstance(own, Joint) and task + 1 < number:
                     break
                 here = _testing(at, tasks, other, task)
-                right, gap = tested(own, net, self._test(tasks, other), here)
+                right, gap = tested(own, net, tasks.test(other, c.tested or None), here)
                 found["accuracy"][task, other] = float(right)
                 found["calibration"][task, other] = float(gap)
             kept.save(task + 1, net, {name: _listed(a) for name, a in found.items()})
             done(task)
-        last = tasks.test(number - 1).inputs
+        last = tasks.test(number - 1, FIRST).inputs
         return Learned(**found, bytes=_size(net), dormant=float(_dormant(net.params, last)))
-
-    def _test(self, tasks: Sequence, task: int) -> Examples:
-        most = self.config.tested or None
-        return Examples(*(a[:most] for a in tasks.test(task)))
 
     def steps(self, tasks: Sequence, task: int) -> int:
         """Batches of a task."""
@@ -134,17 +130,15 @@ class Course:
         self, own: Learner, net: Net, tasks: Sequence, task: int, at: At, generator: Any
     ) -> Net:
         """As many batches as a task has, each of examples of all tasks."""
-        sources = [tasks.teach(k) for k in range(tasks.count)] if tasks.count <= 10 else None
         for wanted in _blocks(self.steps(tasks, task), 100):
             shape = (wanted, self.config.batch_size)
             which = generator.integers(0, tasks.count, shape)
             rows = (generator.random(shape) * np.asarray(tasks.sizes)[which]).astype(np.int32)
             x, y = (np.zeros((*shape, tasks.features), np.float32), np.zeros(shape, np.int32))
             for k in range(tasks.count):
-                source = tasks.teach(k) if sources is None else sources[k]
                 here = which == k
-                x[here] = np.asarray(source.inputs)[rows[here]]
-                y[here] = np.asarray(source.targets)[rows[here]]
+                source = tasks.teach(k, rows[here])
+                x[here], y[here] = np.asarray(source.inputs), np.asarray(source.targets)
             active = tasks.active.any(0) if tasks.cumulative else tasks.active[which]
             active = np.broadcast_to(active, (*shape, tasks.classes))
             net = _blocked(own, net, jnp.asarray(x), jnp.asarray(y), jnp.asarray(active), at)
@@ -263,7 +257,7 @@ def tested(own: Learner, net: Net, task: Examples, at: At) -> tuple[jax.Array, j
 @jax.jit
 def _dormant(params: PyTree, inputs: jax.Array) -> jax.Array:
     """Share of the hidden units that are dormant (at 0.025 of the mean of their layer)."""
-    hidden, found = inputs[:FIRST], []
+    hidden, found = inputs, []
     for layer in list(params.values())[:-1]:
         hidden = jax.nn.relu(hidden @ layer["kernel"] + layer.get("bias", 0.0))
         found.append(hidden)

@@ -48,6 +48,15 @@ class TestSequences:
         other = continual_data.sequence(config(protocol="permuted"), BASE, 1)
         assert not np.array_equal(other.teach(0).inputs, tasks.teach(0).inputs)
 
+    @pytest.mark.parametrize("protocol", ["permuted", "stream", "split_task", "split_domain"])
+    def test_some_of_a_task_are_as_in_the_whole(self, protocol):
+        tasks = continual_data.sequence(config(protocol=protocol), BASE, 0)
+        rows = np.array([5, 0, 17, 5])
+        for some, whole in zip(tasks.teach(1, rows), tasks.teach(1), strict=True):
+            np.testing.assert_array_equal(some, np.asarray(whole)[rows])
+        for some, whole in zip(tasks.test(1, 7), tasks.test(1), strict=True):
+            np.testing.assert_array_equal(some, np.asarray(whole)[:7])
+
     @pytest.mark.parametrize("protocol", ["split_task", "split_class", "split_domain"])
     def test_split_tasks_have_two_classes_each(self, protocol):
         tasks = continual_data.sequence(config(protocol=protocol), BASE, 0)
