@@ -114,9 +114,11 @@ def summarised(learned: Learned) -> Summary:
 
 
 def percent(values: Any, times: float = 100, sign: bool = False) -> str:
-    """A mean with half of its interval."""
-    found = mean_interval(times * np.asarray(values))
-    half = "" if found["ci_low"] is None else f" ± {(found['ci_high'] - found['ci_low']) / 2:.2f}"
+    """A mean with half of its interval; without one where all seeds have the same number."""
+    values = times * np.asarray(values)
+    found = mean_interval(values)
+    known = found["ci_low"] is not None and np.ptp(values) > 0
+    half = f" ± {(found['ci_high'] - found['ci_low']) / 2:.2f}" if known else ""
     return f"{found['mean']:{'+' if sign else ''}.2f}{half}"
 
 

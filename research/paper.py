@@ -30,7 +30,13 @@ from research.results import ResultsError, read_results
 PAPER = Path(__file__).resolve().parents[1] / "paper"
 MAIN_JOB = "adaptive_compression_mnist"
 # The results files whose figures the README shows.
-PICTURES = (MAIN_JOB, "frontier_small", "uncertainty_small", "shrinking_small")
+PICTURES = (
+    MAIN_JOB,
+    "frontier_small",
+    "uncertainty_small",
+    "shrinking_small",
+    "continual_narrow_small",
+)
 # And those whose tables it shows: claims (or models), or a table that the study prints, by number.
 IN_README = (
     (MAIN_JOB, 0),
@@ -46,6 +52,8 @@ IN_README = (
     ("uncertainty_blundell", 1),
     ("shrinking_small", 0),
     ("shrinking_small", 6),
+    ("continual_narrow_small", 0),
+    ("continual_narrow_small", 1),
 )
 PACKAGES = "texlive-latex-recommended texlive-fonts-recommended texlive-bibtex-extra latexmk"
 
