@@ -292,7 +292,9 @@ def _ticker(label: str) -> Iterator[Tick]:
 def _announce(config: Any, data: Any, folder: Path) -> None:
     print(f"{data!r}\nrun folder: {folder}")
     for name, claim in verdict.hypotheses(config.claims).items():
-        print(f"{name}: {claim.statement} [{claim.metric} {claim.direction} than {claim.than:g}]")
+        beside = "to" if claim.direction == "equal" else "than"
+        what = f"{claim.metric} {claim.direction} {beside} {claim.than:g}"
+        print(f"{name}: {claim.statement} [{what}]")
     print(flush=True)
 
 
