@@ -54,6 +54,8 @@ IN_README = (
     ("shrinking_small", 6),
     ("continual_narrow_small", 0),
     ("continual_narrow_small", 1),
+    ("continual_lifelong_small", 0),
+    ("continual_lifelong_small", 1),
     ("continual_speakers_small", 0),
 )
 PACKAGES = "texlive-latex-recommended texlive-fonts-recommended texlive-bibtex-extra latexmk"
