@@ -258,11 +258,12 @@ def _stream(
     older = [generator.random(blended) > (np.arange(blended) + 0.5) / blended for _ in orders]
 
     def teach(task: int, rows: Any = slice(None)) -> Examples:
-        inputs = x[shuffles[task]][:, orders[task]]
+        chosen = shuffles[task][rows]
+        inputs = x[chosen][:, orders[task]]
         if task and blended:
-            late = np.flatnonzero(older[task])
-            inputs[late] = x[shuffles[task][late]][:, orders[task - 1]]
-        return Examples(jnp.asarray(inputs[rows]), jnp.asarray(y[shuffles[task]][rows]))
+            late = np.pad(older[task], (0, size - blended))[rows]
+            inputs[late] = x[chosen[late]][:, orders[task - 1]]
+        return Examples(jnp.asarray(inputs), jnp.asarray(y[chosen]))
 
     whole = _permuted(base, orders)
     return dataclasses.replace(whole, teach=teach, sizes=(size,) * len(orders), ordered=True)

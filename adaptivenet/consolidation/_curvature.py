@@ -281,20 +281,11 @@ def solved(
     Returns:
       For each believed leaf the step.
     """
-    given, found = dict(zip(plan.believed, apart, strict=True)), {}
-    before = dict(zip(plan.believed, prior, strict=True))
 
-    def share(values: jax.Array) -> jax.Array:
-        return -c * values / (1 + c * values)
+    def times(values: jax.Array, vector: jax.Array) -> jax.Array:
+        return -c * values / (1 + c * values) * vector
 
-    bases = zip(plan.sites, curvature.inner, curvature.outer, curvature.values, strict=True)
-    for site, inner, outer, values in bases:
-        turned = _matmul(_matmul(inner.mT, _matrices(site, given)), outer)
-        turned = share(values + _matrices(site, before).mean()) * turned
-        found |= jax.vmap(site.leaves)(_matmul(_matmul(inner, turned), outer.mT))
-    for k, diagonal in zip(plan.loose, curvature.rest, strict=True):
-        found[k] = share(diagonal + before[k]) * given[k]
-    return [found[k][0] for k in plan.believed]
+    return _spectral(plan, curvature, prior, apart, times)
 
 
 def even(plan: Plan, prior: Sequence[jax.Array]) -> jax.Array:
@@ -375,13 +366,28 @@ def _divided(
     vectors: Sequence[jax.Array],
 ) -> list[jax.Array]:
     """A vector divided by ``I + c (H + prior)``, of a single slot, with a mean prior by kernel."""
-    given, found = dict(zip(plan.believed, [v[None] for v in vectors], strict=True)), {}
+
+    def divided(values: jax.Array, vector: jax.Array) -> jax.Array:
+        return vector / (1 + c * values)
+
+    return _spectral(plan, curvature, prior, [v[None] for v in vectors], divided)
+
+
+def _spectral(
+    plan: Plan,
+    curvature: Curvature,
+    prior: Sequence[jax.Array],
+    vectors: Sequence[jax.Array],
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+) -> list[jax.Array]:
+    """A function of the eigenvalues of a single slot, applied to a vector ``[1, *shape]``."""
+    given, found = dict(zip(plan.believed, vectors, strict=True)), {}
     before = dict(zip(plan.believed, prior, strict=True))
     bases = zip(plan.sites, curvature.inner, curvature.outer, curvature.values, strict=True)
     for site, inner, outer, values in bases:
-        eigenvalues = 1 + c * (values + _matrices(site, before).mean())
-        turned = _matmul(_matmul(inner.mT, _matrices(site, given)), outer) / eigenvalues
+        turned = _matmul(_matmul(inner.mT, _matrices(site, given)), outer)
+        turned = function(values + _matrices(site, before).mean(), turned)
         found |= jax.vmap(site.leaves)(_matmul(_matmul(inner, turned), outer.mT))
     for k, diagonal in zip(plan.loose, curvature.rest, strict=True):
-        found[k] = given[k] / (1 + c * (diagonal + before[k]))
+        found[k] = function(diagonal + before[k], given[k])
     return [found[k][0] for k in plan.believed]
