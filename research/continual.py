@@ -59,6 +59,9 @@ class Config(study.Config):
     or class/"""
     tasks: Annotated[int, Range(ge=2)] = 10
     """how many"""
+    inputs: Literal["unit", "standardised"] = "unit"
+    """over the greatest grey value; or less their mean, over their standard deviation, of all
+    pixels of all examples to learn from (recordings always)"""
     rows: tuple[str, ...] = ("none", "ewc@100", "si@10")
     """method@strength, behind scenario/ in a split, and behind blind/ where no ends are told"""
     pairs: tuple[str, ...] = ()

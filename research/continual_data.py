@@ -128,7 +128,7 @@ class Sequence:
 
 
 def load(config: Any) -> Base:
-    """The data of a protocol, scaled to [0, 1]; recordings as spectrograms.
+    """The data of a protocol, scaled as the config says; recordings as spectrograms.
 
     Args:
       config: the study's config.
@@ -157,11 +157,12 @@ def load(config: Any) -> Base:
     if speaking:
         groups = (np.asarray(parts[0][0].speaker), np.asarray(parts[1][0].speaker))
         arrays = [spectrograms(waves) for waves, _ in parts]
-        mean, scale = arrays[0].mean(), arrays[0].std()
-        arrays = [(x - mean) / scale for x in arrays]
     else:
         top = float(raw.maximum or 1.0)
         arrays = [np.asarray(x, np.float32).reshape(len(x), -1) / top for x, _ in parts]
+    if speaking or config.inputs == "standardised":
+        mean, scale = arrays[0].mean(), arrays[0].std()
+        arrays = [(x - mean) / scale for x in arrays]
     train, check = (
         (np.asarray(x, np.float32), np.asarray(y, np.int32))
         for x, (_, y) in zip(arrays, parts, strict=True)

@@ -121,6 +121,17 @@ class TestSequences:
         with pytest.raises(ValueError, match="parts for 3, not 4"):
             continual_data.sequence(config(protocol="split_class", tasks=4), BASE, 0)
 
+    def test_inputs_are_scaled_by_what_is_learnt_from(self):
+        unit, standard = (
+            continual_data.load(config(inputs=inputs, validation=0))
+            for inputs in ("unit", "standardised")
+        )
+        assert (unit.train[0].min(), unit.train[0].max()) == (0, 1)
+        mean, scale = np.mean(unit.train[0], dtype=float), np.std(unit.train[0], dtype=float)
+        for one, other in ((unit.train, standard.train), (unit.check, standard.check)):
+            np.testing.assert_allclose(other[0], (one[0] - mean) / scale, atol=1e-5)
+            np.testing.assert_array_equal(one[1], other[1])
+
     def test_data_of_another_protocol(self):
         with pytest.raises(ValueError, match="is not one of data 'fsdd'"):
             continual_data.load(config(data="fsdd"))
