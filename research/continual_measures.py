@@ -22,6 +22,7 @@ MOST = 20  # tasks of which a results file holds the whole matrix
 SHOWN = (
     ("average", "all tasks", 100),
     ("last5", "last five", 100),
+    ("latest", "last task", 100),
     ("learning", "just learnt", 100),
     ("forgetting", "forgotten", 100),
     ("calibration", "ECE", 100),
@@ -91,6 +92,7 @@ def summarised(learned: Learned) -> Summary:
     numbers = {
         "average": whole["average_accuracy"],
         "last5": whole["last_five"],
+        "latest": float(matrix[-1, -1]),
         "learning": whole["learning_accuracy"],
         "forgetting": whole["forgetting"],
         "calibration": float(np.mean(learned.calibration[-1])),
@@ -124,7 +126,13 @@ def percent(values: Any, times: float = 100, sign: bool = False) -> str:
 
 def tables(config: Config, m: dict[str, np.ndarray]) -> list[Table]:
     """Accuracies of all rows, paired gains, targets."""
-    shown = [(n, head, t) for n, head, t in SHOWN if any(f"{n}/{row}" in m for row in config.rows)]
+    aims = [read_target(text, config.rows) for text in config.targets]
+    shown = [
+        (name, head, times)
+        for name, head, times in SHOWN
+        if any(f"{name}/{row}" in m for row in config.rows)
+        and (name != "latest" or any(aim.metric == name for aim in aims))
+    ]
     rows = [
         [row, *(percent(m[f"{n}/{row}"], t) if f"{n}/{row}" in m else "" for n, _, t in shown)]
         for row in config.rows
@@ -137,10 +145,9 @@ def tables(config: Config, m: dict[str, np.ndarray]) -> list[Table]:
     if config.pairs:
         gains = [[*pair.split(":"), percent(m[f"gain/{pair}"], sign=True)] for pair in config.pairs]
         found.append(Table("paired by seed", ["", "over", "points on all tasks"], gains))
-    if config.targets:
+    if aims:
         aimed = []
-        for text in config.targets:
-            target = read_target(text, config.rows)
+        for target in aims:
             values = 100 * m[f"{target.metric}/{target.row}"]
             off = float(np.mean(values)) - target.value
             if target.within is None:

@@ -251,7 +251,7 @@ class TestCourse:
         within, taken = np.array([[0.2, 1.0], [0.4, 0.6]]), np.array([0.5, 0.7])
         learned = Learned(matrix, np.full((2, 2), 0.1), within, taken, 80, 0.5)
         numbers, curves = summarised(learned)
-        assert numbers["average"] == pytest.approx(0.7)
+        assert (numbers["average"], numbers["latest"]) == pytest.approx((0.7, 0.9))
         assert numbers["forgetting"] == pytest.approx(0.5)
         assert numbers["gap"] == pytest.approx(0.4)
         assert curves["learnt"].tolist() == [1.0, 0.9]
