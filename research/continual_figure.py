@@ -20,6 +20,9 @@ MOST_BANDS = 13  # rows that are drawn with the range of their seeds
 def draw(config: Config, outcome: Outcome) -> Any:
     """Accuracies over tasks, what is left of each at the end, capacity, strengths, and matrices.
 
+    Where there are too many tasks for matrices, the last five tasks are drawn against all tasks; a
+    split has a column for every scenario.
+
     Args:
       config: the study's.
       outcome: numbers and curves by row.
@@ -30,9 +33,17 @@ def draw(config: Config, outcome: Outcome) -> Any:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(10.5, 6.4))
+    if config.protocol == "split":
+        _by_scenario(axes, config, outcome)
+        _legend(figure, axes)
+        return figure
     places = iter(axes.flat)
     swept = strengths(config.rows)
-    shown = [row for row in config.rows if row not in _inner(swept)]
+    inner = _inner(swept)
+    shown = {
+        row: _look(place)
+        for place, row in enumerate(row for row in config.rows if row not in inner)
+    }
     panels = [
         ("average", "mean of all tasks so far", "tasks learnt"),
         ("learnt", "each task, just learnt", "task"),
@@ -52,18 +63,56 @@ def draw(config: Config, outcome: Outcome) -> Any:
         key=lambda row: -float(np.mean(outcome.metrics[f"average/{row}"])),
     )
     left = list(places)
+    if left and not best:
+        _against(left.pop(0), config, outcome)
     _matrices(figure, left, config.tasks, {row: outcome.curves[f"matrix/{row}"] for row in best})
     for ax in left[len(best) :]:
         ax.axis("off")
+    _legend(figure, axes.flat[:3])
+    return figure
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    """One legend below, of all that is drawn in some panels."""
     more = {
         label: handle
-        for ax in axes.flat[:3]
+        for ax in np.ravel(axes)
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
         more.values(), more.keys(), loc="outside lower center", ncols=min(len(more), 6), fontsize=7
     )
-    return figure
+
+
+def _by_scenario(axes: Any, config: Config, outcome: Outcome) -> None:
+    """Above, all tasks so far; below, each task at the end; a method has one colour."""
+    told = {"task": "task told", "domain": "first or second of a pair", "class": "which class"}
+    apart = {row: config.apart(row) for row in config.rows}
+    method = {row: found.rule.partition("@")[0] for row, found in apart.items()}
+    looks = {name: _look(place) for place, name in enumerate(dict.fromkeys(method.values()))}
+    for (scenario, title), (above, below) in zip(told.items(), axes.T, strict=True):
+        mine = [row for row in config.rows if apart[row].protocol == f"split_{scenario}"]
+        rows, labels = {row: looks[method[row]] for row in mine}, [method[row] for row in mine]
+        for ax, name in ((above, "average"), (below, "last")):
+            _lines(ax, config, outcome, name, rows, labels)
+            ax.set(ylabel="accuracy in %", xlabel="tasks learnt" if ax is above else "task")
+        above.set(title=f"{title}: mean of all tasks so far")
+        below.set(title="each task, after all")
+
+
+def _against(ax: Any, config: Config, outcome: Outcome) -> None:
+    """The last five tasks against all tasks, with intervals."""
+    for place, row in enumerate(config.rows):
+        found = [mean_interval(100 * outcome.metrics[f"{n}/{row}"]) for n in ("average", "last5")]
+        x, y = (f["mean"] for f in found)
+        reach = [
+            [[f["mean"] - f["ci_low"]], [f["ci_high"] - f["mean"]]]
+            if f["ci_low"] is not None
+            else None
+            for f in found
+        ]
+        ax.errorbar(x, y, reach[1], reach[0], fmt="o", color=_look(place)[0], markersize=4)
+    ax.set(title="what is traded", xlabel="all tasks, in %", ylabel="last five tasks, in %")
 
 
 def _matrices(figure: Any, places: Sequence[Any], tasks: int, curves: dict[str, Any]) -> None:
@@ -117,26 +166,33 @@ def _inner(swept: dict[str, list[tuple[float, str]]]) -> set[str]:
     }
 
 
+def _look(place: int) -> tuple[Any, str]:
+    """A colour and a style of line."""
+    import matplotlib as mpl
+
+    return mpl.colormaps["tab10"](place % 10), ("-", "--", ":")[place // 10 % 3]
+
+
 def _lines(
     ax: Any,
     config: Config,
     outcome: Outcome,
     name: str,
-    rows: Sequence[str],
+    rows: dict[str, tuple[Any, str]],
+    labels: Sequence[str] = (),
 ) -> None:
-    import matplotlib as mpl
+    """A curve of each row over tasks, with the range of its seeds; rows bring their looks."""
     from matplotlib.ticker import MaxNLocator
 
     numbers = 1 + np.arange(config.tasks)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     marker = "o" if config.tasks <= 10 else None
-    for place, row in enumerate(rows):
+    for (row, (colour, style)), label in zip(rows.items(), labels or rows, strict=True):
         if f"{name}/{row}" not in outcome.curves:
             continue
         values = 100 * outcome.curves[f"{name}/{row}"]
-        colour, style = mpl.colormaps["tab10"](place % 10), ("-", "--", ":")[place // 10 % 3]
         mean = values.mean(0)
-        ax.plot(numbers, mean, style, label=row, color=colour, marker=marker, markersize=2.5)
+        ax.plot(numbers, mean, style, label=label, color=colour, marker=marker, markersize=2.5)
         if len(rows) <= MOST_BANDS:
             lowest, highest = values.min(0), values.max(0)
             ax.fill_between(numbers, lowest, highest, color=colour, alpha=0.15, linewidth=0)

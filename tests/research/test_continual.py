@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import continual, continual_data, continual_run
+from research import continual, continual_data, continual_figure, continual_run
 from research.continual_measures import read_target, summarised
 from research.continual_methods import At, Facts
 from research.continual_rows import METHODS, learner, read_row
 from research.continual_run import Course, Learned
+from research.study import Outcome
 
 BASE = continual_data.Base(
     "toy",
@@ -257,6 +258,33 @@ class TestCourse:
         assert curves["learnt"].tolist() == [1.0, 0.9]
         assert (numbers["capacity"], curves["capacity"].tolist()) == (0.7, [0.5, 0.7])
         assert curves["matrix"].tolist() == [[1.0, -1.0], [0.5, 0.9]]
+
+
+def outcome_of(plain):
+    """Curves and numbers of two seeds, every row a little better than the one before it."""
+    names, curves, numbers = ("average", "learnt", "last", "last5"), {}, {}
+    for place, row in enumerate(plain.rows):
+        level = 0.5 + 0.01 * place + np.array([[0.0], [0.002]])
+        curves |= {f"{name}/{row}": level + np.zeros((2, plain.tasks)) for name in names}
+        numbers |= {f"average/{row}": level[:, 0], f"last5/{row}": level[:, 0] + 0.2}
+    return Outcome(numbers, curves)
+
+
+class TestFigure:
+    def test_a_split_has_a_column_for_every_scenario(self):
+        rows = ("task/none", "task/ewc@1", "domain/none", "class/none", "class/er", "class/ewc@5")
+        plain = config(protocol="split", rows=rows, memory=10)
+        panels = continual_figure.draw(plain, outcome_of(plain)).axes
+        assert [len(ax.lines) for ax in panels] == [2, 1, 3, 2, 1, 3]
+        colour = {line.get_label(): line.get_color() for line in panels[2].lines}
+        assert colour["ewc"] == panels[0].lines[1].get_color() != colour["none"]
+
+    def test_where_matrices_are_too_large_what_is_traded_is_drawn(self):
+        plain = config(tasks=200, rows=("none", "mesu@300"))
+        panels = continual_figure.draw(plain, outcome_of(plain)).axes
+        assert [ax.get_title() for ax in panels].index("what is traded") == 3
+        points = [points[0].get_xydata()[0] for points in panels[3].containers]
+        np.testing.assert_allclose(points, [[50.1, 70.1], [51.1, 71.1]])
 
 
 class TestUnified:
