@@ -100,7 +100,11 @@ class Config(study.Config):
     stream_length: Annotated[int, Range(ge=0)] = 0
     """of a stream: examples a part; 0: all"""
     tested: Annotated[int, Range(ge=0)] = 0
-    """examples that a task is tested on, the first ones; 0: all"""
+    """examples that a task is tested on, the first ones (of MNIST's test set, the easier ones); 0:
+    all"""
+    latest: Annotated[int, Range(ge=0)] = 0
+    """tasks that are tested after each one, the latest so many, and after the last one all; 0:
+    always all so far"""
     checks: Annotated[int, Range(ge=0)] = 0
     """times a task that the first task is tested within it, for the stability gap"""
 

@@ -83,6 +83,36 @@ class KroneckerPenalty(Kronecker):
         return optax.chain(rule, self.plain())
 
 
+class KroneckerAveraged(Kronecker):
+    """The same belief around an average of the latest networks, nearer to a mode than the last one.
+
+    The average reaches back some thousand examples; it is what is tested, and at a boundary what is
+    remembered and learnt on from.
+    """
+
+    reach = 4000
+    """examples that the average reaches back"""
+
+    def begin(self, key: jax.Array) -> Net:
+        """A fresh network, its own average."""
+        net = super().begin(key)
+        return net._replace(memory=net.params)
+
+    def step(self, net: Net, x: jax.Array, y: jax.Array, at: At) -> Net:
+        """One batch, and what it adds to the average."""
+        net = super().step(net, x, y, at)
+        share = min(1.0, self.facts.batch_size / self.reach)
+        return net._replace(memory=optax.incremental_update(net.params, net.memory, share))
+
+    def boundary(self, net: Net, task: Examples, at: At) -> Net:
+        """Remembers what the task needs, around the average."""
+        return super().boundary(net._replace(params=net.memory), task, at)
+
+    def logits(self, net: Net, x: jax.Array, at: At) -> jax.Array:
+        """Predictions of the average."""
+        return super().logits(net._replace(params=net.memory), x, at)
+
+
 class Unified(Kronecker):
     """One belief protects and prunes: its least certain half of the synapses is cut at a boundary.
 
@@ -318,6 +348,7 @@ class Cascade(Learner):
 BELIEVING: dict[str, type[Learner]] = {
     "kronecker": Kronecker,
     "kronecker_penalty": KroneckerPenalty,
+    "kronecker_averaged": KroneckerAveraged,
     "unified": Unified,
     "unified_penalty": UnifiedPenalty,
     "unified_magnitude": UnifiedMagnitude,

@@ -44,8 +44,10 @@ def draw(config: Config, outcome: Outcome) -> Any:
         row: _look(place)
         for place, row in enumerate(row for row in config.rows if row not in inner)
     }
+    whole = any(f"average/{row}" in outcome.curves for row in shown)
+    first = ("average", "all tasks so far") if whole else ("last5", "the last five tasks")
     panels = [
-        ("average", "mean of all tasks so far", "tasks learnt"),
+        (first[0], f"mean of {first[1]}", "tasks learnt"),
         ("learnt", "each task, just learnt", "task"),
         ("last", "each task, after all", "task"),
     ]

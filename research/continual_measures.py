@@ -101,11 +101,15 @@ def summarised(learned: Learned) -> Summary:
     }
     curves = {"last": matrix[-1]}
     if not np.isnan(np.diagonal(matrix)).any():
-        curves["average"] = metrics.average_curve(matrix)
-        curves["last5"] = metrics.last_five_curve(matrix)
-        curves["learnt"] = np.diagonal(matrix).copy()
+        found = {
+            "average": metrics.average_curve(matrix),
+            "last5": metrics.last_five_curve(matrix),
+            "learnt": np.diagonal(matrix).copy(),
+        }
+        # A file holds no nan: where not all tasks were tested after each, there is no such curve.
+        curves |= {name: values for name, values in found.items() if not np.isnan(values).any()}
         if len(matrix) <= MOST:
-            curves["matrix"] = np.nan_to_num(matrix, nan=-1.0)  # a file holds no nan
+            curves["matrix"] = np.nan_to_num(matrix, nan=-1.0)
     if not np.isnan(learned.capacity).any():
         numbers["capacity"] = float(learned.capacity[-1])
         curves["capacity"] = learned.capacity

@@ -109,9 +109,7 @@ class Course:
                 if own.told and ends_told:
                     net = bounded(own, net, lesson, at)
             found["capacity"][task] = float(own.capacity(net))
-            for other in range(task + 1):
-                if isinstance(own, Joint) and task + 1 < number:
-                    break
+            for other in self.examined(own, task, number):
                 here = _testing(at, tasks, other, task)
                 right, gap = tested(own, net, tasks.test(other, c.tested or None), here)
                 found["accuracy"][task, other] = float(right)
@@ -125,6 +123,14 @@ class Course:
         """Batches of a task."""
         c = self.config
         return c.steps or c.epochs * tasks.sizes[task] // c.batch_size
+
+    def examined(self, own: Learner, task: int, number: int) -> range:
+        """Tasks that are tested after a task; all tasks at once are tested at the end only."""
+        if task + 1 == number:
+            return range(number)
+        if isinstance(own, Joint):
+            return range(0)
+        return range(max(task + 1 - self.config.latest, 0) if self.config.latest else 0, task + 1)
 
     def _jointly(
         self, own: Learner, net: Net, tasks: Sequence, task: int, at: At, generator: Any

@@ -223,6 +223,21 @@ class TestCourse:
         np.testing.assert_array_equal(again.within, whole.within)
         np.testing.assert_array_equal(again.calibration, whole.calibration)
 
+    def test_of_many_tasks_only_the_latest_are_tested_until_the_end(self, tmp_path):
+        found = [
+            Course(config(latest=latest), BASE, tmp_path / str(latest), "d").learn(
+                "none", 0, lambda task: None
+            )
+            for latest in (0, 1)
+        ]
+        known = ~np.isnan(found[1].accuracy)
+        assert known.tolist() == [[True, False, False], [False, True, False], [True, True, True]]
+        np.testing.assert_array_equal(found[0].accuracy[known], found[1].accuracy[known])
+        numbers, curves = summarised(found[1])
+        assert numbers["last5"] == numbers["average"]
+        assert sorted(curves) == ["last", "learnt", "matrix"]
+        assert "forgetting" not in numbers
+
     def test_stock_is_taken_between_the_ends_of_tasks(self, tmp_path, monkeypatch):
         seen = []
 
@@ -258,6 +273,24 @@ class TestCourse:
         assert curves["learnt"].tolist() == [1.0, 0.9]
         assert (numbers["capacity"], curves["capacity"].tolist()) == (0.7, [0.5, 0.7])
         assert curves["matrix"].tolist() == [[1.0, -1.0], [0.5, 0.9]]
+
+
+def test_what_is_averaged_is_tested_and_remembered():
+    own, key = learner("kronecker_averaged@10", FACTS), jax.random.key(0)
+    x, y = (jnp.asarray(a) for a in BASE.train)
+    at = At(jnp.int32(0), jnp.ones(6, bool), key)
+    net = own.begin(key)
+    slow = np.asarray(net.params["dense1"]["kernel"])
+    for place in range(0, 60, 10):
+        net = jax.jit(own.step)(net, x[place : place + 10], y[place : place + 10], at)
+        share = FACTS.batch_size / own.reach
+        slow = (1 - share) * slow + share * np.asarray(net.params["dense1"]["kernel"])
+    np.testing.assert_allclose(net.memory["dense1"]["kernel"], slow, rtol=1e-5)
+    ended = jax.jit(own.boundary)(net, continual_data.Examples(x, y), at)
+    np.testing.assert_array_equal(ended.params["dense1"]["kernel"], net.memory["dense1"]["kernel"])
+    expected = own.masked(net.memory, x, at.active)
+    np.testing.assert_allclose(own.logits(net, x, at), expected, rtol=1e-6)
+    assert np.abs(expected - own.masked(net.params, x, at.active)).max() > 1e-4
 
 
 def outcome_of(plain):
