@@ -52,6 +52,8 @@ class Config(study.Config):
     """data set (never replaced by another one)"""
     claims: Claims = Claims()
     """what is claimed"""
+    validation: Annotated[int, Range(ge=0)] = 500
+    """training examples held apart; 0: none, and all are learnt from"""
     protocol: Literal[
         "permuted", "split", "split_task", "split_domain", "split_class", "speakers", "stream"
     ] = "permuted"
@@ -110,6 +112,8 @@ class Config(study.Config):
 
     def __post_init__(self) -> None:
         """Reads every row, pair and target before anything runs."""
+        if self.measured_on == "validation" and not self.validation:
+            raise ValueError("validation: 0 examples are too few to measure on; hold some apart.")
         for row in self.rows:
             self._check(self.apart(row))
         for pair in self.pairs:

@@ -133,6 +133,13 @@ class TestSequences:
             np.testing.assert_allclose(other[0], (one[0] - mean) / scale, atol=1e-5)
             np.testing.assert_array_equal(one[1], other[1])
 
+    def test_nothing_is_measured_on_no_examples(self):
+        assert len(continual_data.load(config(validation=0)).train[1]) > len(
+            continual_data.load(config(validation=100)).train[1]
+        )
+        with pytest.raises(ValueError, match="hold some apart"):
+            config(validation=0, measured_on="validation")
+
     def test_data_of_another_protocol(self):
         with pytest.raises(ValueError, match="is not one of data 'fsdd'"):
             continual_data.load(config(data="fsdd"))
