@@ -64,6 +64,8 @@ class Config(study.Config):
     inputs: Literal["unit", "standardised"] = "unit"
     """over the greatest grey value; or less their mean, over their standard deviation, of all
     pixels of all examples to learn from (recordings always)"""
+    padding: Annotated[int, Range(ge=0)] = 0
+    """rows and columns of zeros around an image, before its pixels are permuted"""
     rows: tuple[str, ...] = ("none", "ewc@100", "si@10")
     """method@strength, behind scenario/ in a split, and behind blind/ where no ends are told"""
     pairs: tuple[str, ...] = ()
@@ -74,6 +76,9 @@ class Config(study.Config):
     """units of the hidden layers"""
     bias: bool = True
     """whether layers have biases"""
+    initial: Literal["glorot", "fan_in"] = "glorot"
+    """what begins uniform: kernels, by Glorot and Bengio's rule; or all parameters, within one over
+    the root of the fan-in, as PyTorch has it"""
     steps: Annotated[int, Range(ge=0)] = 0
     """batches a task; 0: as many as the epochs have"""
     epochs: Annotated[int, Range(ge=1)] = 1

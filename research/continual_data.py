@@ -159,7 +159,7 @@ def load(config: Any) -> Base:
         arrays = [spectrograms(waves) for waves, _ in parts]
     else:
         top = float(raw.maximum or 1.0)
-        arrays = [np.asarray(x, np.float32).reshape(len(x), -1) / top for x, _ in parts]
+        arrays = [_padded(np.asarray(x, np.float32) / top, config.padding) for x, _ in parts]
     if speaking or config.inputs == "standardised":
         mean, scale = arrays[0].mean(), arrays[0].std()
         arrays = [(x - mean) / scale for x in arrays]
@@ -168,6 +168,14 @@ def load(config: Any) -> Base:
         for x, (_, y) in zip(arrays, parts, strict=True)
     )
     return Base(raw.name, raw.sha256, train, check, groups)
+
+
+def _padded(images: np.ndarray, padding: int) -> np.ndarray:
+    """Images as rows, [n, features], with zeros around each."""
+    if padding and images.ndim != 3:
+        raise ValueError(f"padding: there is nothing to pad; data are no images: {images.shape}.")
+    around = ((0, 0), (padding, padding), (padding, padding))
+    return (np.pad(images, around) if padding else images).reshape(len(images), -1)
 
 
 def spectrograms(waves: Any) -> np.ndarray:

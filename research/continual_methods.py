@@ -39,6 +39,7 @@ class Facts(NamedTuple):
     draws: int
     cumulative: bool
     spread: float
+    initial: str = "glorot"
 
 
 class At(NamedTuple):
@@ -105,6 +106,8 @@ class Learner:
         params = models.mlp_init(key, self.facts.sizes)
         if not self.facts.bias:
             params = {name: {"kernel": layer["kernel"]} for name, layer in params.items()}
+        if self.facts.initial == "fan_in":
+            params = uniform(key, params, [1 / math.sqrt(fan) for fan in self.facts.sizes[:-1]])
         return Net(params, self.tx.init(params))
 
     def apply(self, params: PyTree, x: jax.Array) -> jax.Array:
@@ -282,30 +285,19 @@ class Mesu(Learner):
             batch_size=self.facts.batch_size,
         )
 
-    def _limits(self) -> dict[str, float]:
-        fans = self.facts.sizes[:-1]
-        return {
-            f"dense{n}": 2 * self.facts.spread / math.sqrt(fan) for n, fan in enumerate(fans, 1)
-        }
+    def _limits(self) -> list[float]:
+        return [2 * self.facts.spread / math.sqrt(fan) for fan in self.facts.sizes[:-1]]
 
     def _scales(self) -> PyTree:
         parts = ("kernel", "bias") if self.facts.bias else ("kernel",)
-        return {n: dict.fromkeys(parts, half / 2) for n, half in self._limits().items()}
+        return {
+            f"dense{number}": dict.fromkeys(parts, limit / 2)
+            for number, limit in enumerate(self._limits(), 1)
+        }
 
     def begin(self, key: jax.Array) -> Net:
         """A fresh network."""
-        net = super().begin(key)
-        limits, params = self._limits(), {}
-        for number, (name, layer) in enumerate(net.params.items()):
-            params[name] = {
-                part: jax.random.uniform(
-                    jax.random.fold_in(jax.random.fold_in(key, number), place),
-                    leaf.shape,
-                    minval=-limits[name],
-                    maxval=limits[name],
-                )
-                for place, (part, leaf) in enumerate(layer.items())
-            }
+        params = uniform(key, super().begin(key).params, self._limits())
         return Net(params, self.tx.init(params))
 
     def widths(self, net: Net) -> PyTree:
@@ -354,6 +346,20 @@ class Bgd(Mesu):
     def optimizer(self) -> optax.GradientTransformation:
         """One rule for means and standard deviations."""
         return post.bgd(self._scales(), batch_size=self.facts.batch_size)
+
+
+def uniform(key: jax.Array, params: PyTree, limits: list[float]) -> PyTree:
+    """Parameters of a layer drawn between plus and minus a limit, one a layer."""
+    found = {}
+    for number, ((name, layer), limit) in enumerate(zip(params.items(), limits, strict=True)):
+        own = jax.random.fold_in(key, number)
+        found[name] = {
+            part: jax.random.uniform(
+                jax.random.fold_in(own, place), leaf.shape, minval=-limit, maxval=limit
+            )
+            for place, (part, leaf) in enumerate(layer.items())
+        }
+    return found
 
 
 def portion(counts: list[jax.Array], tree: PyTree) -> jax.Array:

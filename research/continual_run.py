@@ -166,6 +166,7 @@ def facts(config: Config, tasks: Sequence) -> Facts:
         draws=config.draws,
         cumulative=tasks.cumulative,
         spread=config.spread,
+        initial=config.initial,
     )
 
 

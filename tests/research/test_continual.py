@@ -133,6 +133,14 @@ class TestSequences:
             np.testing.assert_allclose(other[0], (one[0] - mean) / scale, atol=1e-5)
             np.testing.assert_array_equal(one[1], other[1])
 
+    def test_zeros_around_an_image(self):
+        plain, wide = (continual_data.load(config(padding=rows)).train[0] for rows in (0, 2))
+        images = wide.reshape(-1, 12, 12)
+        np.testing.assert_array_equal(images[:, 2:-2, 2:-2].reshape(plain.shape), plain)
+        assert wide.sum() == pytest.approx(plain.sum())
+        with pytest.raises(ValueError, match="nothing to pad"):
+            continual_data.load(config(data="mnist1d", padding=2))
+
     def test_nothing_is_measured_on_no_examples(self):
         assert len(continual_data.load(config(validation=0)).train[1]) > len(
             continual_data.load(config(validation=100)).train[1]
@@ -280,6 +288,15 @@ class TestCourse:
         assert curves["learnt"].tolist() == [1.0, 0.9]
         assert (numbers["capacity"], curves["capacity"].tolist()) == (0.7, [0.5, 0.7])
         assert curves["matrix"].tolist() == [[1.0, -1.0], [0.5, 0.9]]
+
+
+def test_parameters_begin_within_one_over_the_root_of_the_fan_in():
+    own = learner("none", FACTS._replace(sizes=(100, 400, 10), initial="fan_in"))
+    params = own.begin(jax.random.key(0)).params
+    for name, limit in (("dense1", 0.1), ("dense2", 0.05)):
+        for part in params[name].values():
+            assert limit * 0.7 < np.abs(part).max() <= limit
+        assert np.std(params[name]["kernel"]) == pytest.approx(limit / math.sqrt(3), rel=0.05)
 
 
 def test_what_is_averaged_is_tested_and_remembered():
