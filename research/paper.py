@@ -24,7 +24,7 @@ import yaml
 
 from adaptivenet.emergence.verdict import ClaimError
 from research import adaptive_compression_figure, paper_tables, study
-from research.paper_text import macros_used, typed_numbers, verdicts_claimed
+from research.paper_text import macros_used, sources, typed_numbers, verdicts_claimed
 from research.results import ResultsError, read_results
 
 PAPER = Path(__file__).resolve().parents[1] / "paper"
@@ -56,6 +56,8 @@ IN_README = (
     ("continual_narrow_small", 1),
     ("continual_lifelong_small", 0),
     ("continual_lifelong_small", 1),
+    ("continual_mesu_small", 0),
+    ("continual_mesu_small", 1),
     ("continual_speakers_small", 0),
 )
 PACKAGES = "texlive-latex-recommended texlive-fonts-recommended texlive-bibtex-extra latexmk"
@@ -216,6 +218,9 @@ def problems(paper: Path = PAPER) -> Iterator[str]:
         for name, word in verdicts_claimed(content):
             said = known.get(name, "in no results file")
             yield "" if word == said else f"main.tex calls {name} {word}, but it is {said}"
+        library = paper / "references.bib"
+        for key, found in sources(content, library.read_text() if library.exists() else "").items():
+            yield "" if found else f"main.tex cites {key!r}, which {library.name} does not have"
         typed = typed_numbers(content)
         for line, shown in typed:
             yield (

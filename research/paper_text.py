@@ -70,6 +70,18 @@ def verdicts_claimed(text: str) -> list[tuple[str, str]]:
     return sorted(set(re.findall(r"\\verdict\{([^}#]+)\}\{([^}#]+)\}", text)))
 
 
+def sources(text: str, library: str) -> dict[str, bool]:
+    r"""Keys that the text cites, and whether the library (BibTeX) has each.
+
+    >>> sources(r"As shown \citep{lecun1990obd,nobody}.", "@article{lecun1990obd,\n}")
+    {'lecun1990obd': True, 'nobody': False}
+    """
+    listed = set(re.findall(r"@\w+\{\s*([^,\s]+)\s*,", library))
+    lists = re.findall(r"\\[Cc]ite\w*\*?(?:\[[^\]]*\])*\{([^{}]*)\}", text)
+    keys = sorted({key.strip() for found in lists for key in found.split(",")})
+    return {key: key in listed for key in keys}
+
+
 def _newlines(found: re.Match[str]) -> str:
     """As many lines as were there, so that those that follow keep their numbers."""
     return "\n" * found.group().count("\n")

@@ -126,6 +126,12 @@ def test_a_number_that_the_text_makes_up_is_named(folder):
     assert wrong(folder) == ["main.tex uses 'invented', which no results file gives"]
 
 
+def test_a_source_that_the_library_has_not_is_named(folder):
+    (folder / "references.bib").write_text("@book{known,\n  year = {2001},\n}\n")
+    (folder / "main.tex").write_text(r"As \citet[p.~3]{known} say, but see \citep{known, lost}.")
+    assert wrong(folder) == ["main.tex cites 'lost', which references.bib does not have"]
+
+
 def test_a_number_typed_into_the_text_is_named_with_its_line(folder):
     (folder / "main.tex").write_text("It reaches \\n{dense}\\,\\%,\nwhich is 98.19\\,\\%.\n")
     assert wrong(folder) == [
