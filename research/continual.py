@@ -165,6 +165,7 @@ class Config(study.Config):
 
 def run(config: Config, data: Base, seeds: tuple[int, ...], tick: study.Tick) -> study.Outcome:
     """Learns the sequence of every seed with every row."""
+    import jax
     import numpy as np
 
     folder, digest = study.open_run("continual", config)
@@ -184,6 +185,9 @@ def run(config: Config, data: Base, seeds: tuple[int, ...], tick: study.Tick) ->
             own = summarised(course.learn(row, seed, done))
             found |= {f"{name}/{row}": value for name, value in own.numbers.items()}
             curves |= {f"{name}/{row}": value for name, value in own.curves.items()}
+            # A row's programs serve no other row or seed, and a process may hold only so many:
+            # a hundred rows met the limit of memory maps that Linux sets.
+            jax.clear_caches()
         for pair in config.pairs:
             one, other = pair.split(":")
             found[f"gain/{pair}"] = found[f"average/{one}"] - found[f"average/{other}"]

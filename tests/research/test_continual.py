@@ -253,6 +253,12 @@ class TestCourse:
         assert sorted(curves) == ["last", "learnt", "matrix"]
         assert "forgetting" not in numbers
 
+    def test_programs_of_a_row_are_given_up_after_it(self, tmp_path):
+        plain = config(output=str(tmp_path), rows=("none", "ewc@1"))
+        outcome = continual.run(plain, BASE, (0, 1), lambda what, share: None)
+        assert outcome.metrics["average/ewc@1"].shape == (2,)
+        assert continual_run.taught._cache_size() == continual_run.tested._cache_size() == 0
+
     def test_stock_is_taken_between_the_ends_of_tasks(self, tmp_path, monkeypatch):
         seen = []
 
