@@ -36,6 +36,7 @@ PICTURES = (
     "uncertainty_small",
     "shrinking_small",
     "continual_narrow_small",
+    "continual_split_small",
 )
 # And those whose tables it shows: claims (or models), or a table that the study prints, by number.
 IN_README = (
@@ -59,6 +60,9 @@ IN_README = (
     ("continual_mesu_small", 0),
     ("continual_mesu_small", 1),
     ("continual_speakers_small", 0),
+    ("continual_split_small", 0),
+    ("continual_split_small", 1),
+    ("continual_split_small", 3),
 )
 PACKAGES = "texlive-latex-recommended texlive-fonts-recommended texlive-bibtex-extra latexmk"
 
