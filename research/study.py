@@ -11,7 +11,9 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import itertools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +81,8 @@ class Config:
     output: str = "runs"
     """root of the run folders (not part of the hash)"""
     keep: str = ""
-    """also write the results file here (not part of the hash)"""
+    """also write the results file here (not part of the hash); until all seeds are finished, those
+    that are stand in the folder FILE.seeds, with which another machine can go on"""
 
 
 class Table(NamedTuple):
@@ -151,8 +154,8 @@ def main(
         outcomes, seconds = _run_seeds(config, run, data, folder)
     except KeyboardInterrupt:
         sys.exit(
-            f"\n{program}: stopped; finished seeds are in {folder / 'seeds'}. Start the same "
-            "command again to go on."
+            f"\n{program}: stopped; finished seeds are in {_stores(config, folder)[-1]}. Start the "
+            "same command again to go on."
         )
     # What is judged and drawn is what the file holds, so that the file alone rebuilds both.
     outcome = join(config, outcomes).rounded()
@@ -179,6 +182,7 @@ def main(
     if config.keep:
         Path(config.keep).parent.mkdir(parents=True, exist_ok=True)
         Path(config.keep).write_bytes(path.read_bytes())
+        shutil.rmtree(_beside(config))  # the file holds all that was in it
     with style():
         figure = draw(config, outcome)
         for suffix in ("png", "pdf"):
@@ -248,9 +252,9 @@ def style(rows: int = 2, columns: int = 3) -> Any:
 
 def _run_seeds(config: Any, run: Any, data: Any, folder: Path) -> tuple[dict[int, Outcome], float]:
     """Outcomes, finished ones from the folder, and the seconds that all seeds took."""
-    store = folder / "seeds"
-    store.mkdir(exist_ok=True)
-    done = {seed: store / f"{seed}.npz" for seed in config.seeds}
+    stores = _stores(config, folder)
+    _level(stores)
+    done = {seed: stores[0] / f"{seed}.npz" for seed in config.seeds}
     outcomes = {seed: Outcome.load(path) for seed, path in done.items() if path.exists()}
     left = [seed for seed in config.seeds if seed not in outcomes]
     if outcomes and left:
@@ -265,8 +269,32 @@ def _run_seeds(config: Any, run: Any, data: Any, folder: Path) -> tuple[dict[int
             outcomes[seed] = found.at(place)
             done[seed].with_suffix(".seconds").write_text(f"{share:.3f}\n", encoding="utf-8")
             outcomes[seed].save(done[seed])  # last: a seed with this file is finished
+        _level(stores)
     spent = [path.with_suffix(".seconds") for path in done.values()]
     return outcomes, sum(float(path.read_text("utf-8")) for path in spent if path.exists())
+
+
+def _beside(config: Any) -> Path:
+    """Where finished seeds wait for the others, beside the results file."""
+    return Path(config.keep).with_suffix(".seeds")
+
+
+def _stores(config: Any, folder: Path) -> list[Path]:
+    """Folders that hold the finished seeds of this config: of the run, and beside ``keep``."""
+    return [folder / "seeds", *([_beside(config) / folder.name] if config.keep else [])]
+
+
+def _level(stores: list[Path]) -> None:
+    """Gives every store the seeds of all."""
+    for store in stores:
+        store.mkdir(parents=True, exist_ok=True)
+    for store, other in itertools.permutations(stores, 2):
+        for path in sorted(store.glob("*.npz")):
+            if not (other / path.name).exists():
+                for suffix in (".seconds", ".npz"):  # in the order in which a run writes them
+                    part = (other / path.name).with_suffix(".copy")
+                    part.write_bytes(path.with_suffix(suffix).read_bytes())
+                    part.replace(part.with_suffix(suffix))
 
 
 @contextlib.contextmanager

@@ -91,6 +91,24 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path, capsys):
     assert document == whole
 
 
+def test_another_machine_goes_on_with_the_seeds_beside_the_results(tmp_path):
+    keep = tmp_path / "copy.json"
+    words = ["--keep", str(keep)]
+    with pytest.raises(SystemExit, match=r"copy\.seeds"):
+        start(tmp_path / "one", *words, stop_at=13)
+    assert start(tmp_path / "other", *words, "--shift", "2")[0] == [10, 11, 12, 13, 14]
+    assert not (tmp_path / "copy.seeds").exists()
+    with pytest.raises(SystemExit):
+        start(tmp_path / "three", *words, stop_at=13)
+    trained, document = start(tmp_path / "four", *words)
+    assert trained == [12, 13, 14]
+    assert not (tmp_path / "copy.seeds").exists()
+    whole = start(tmp_path / "whole")[1]
+    for part in (document, whole):
+        del part["seconds"], part["seal"]
+    assert document == whole
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
