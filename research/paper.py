@@ -36,6 +36,7 @@ PICTURES = (
     "uncertainty_small",
     "shrinking_small",
     "continual_narrow_small",
+    "continual_ewc_small",
     "continual_split_small",
 )
 # And those whose tables it shows: claims (or models), or a table that the study prints, by number.
@@ -55,6 +56,7 @@ IN_README = (
     ("shrinking_small", 6),
     ("continual_narrow_small", 0),
     ("continual_narrow_small", 1),
+    ("continual_ewc_small", 0),
     ("continual_lifelong_small", 0),
     ("continual_lifelong_small", 1),
     ("continual_mesu_small", 0),
