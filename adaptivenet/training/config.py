@@ -314,10 +314,17 @@ def _blame(message: str, name: str, known: dict[str, _Field], origin: dict[str, 
     section, reason = found.groups()
     prefix = "" if section == name else f"{section}."
     inside = [key for key in known if key.startswith(prefix)]
-    spoken = [key for key in inside if re.search(rf"\b{key.rsplit('.', 1)[-1]}\b", reason)]
-    blamed = spoken or [key for key in inside if key in origin]
-    places = [f"{origin[key]}: {key}" if key in origin else f"--{key}" for key in blamed]
+    spoken = [key for key in inside if _speaks_of(reason, key.rsplit(".", 1)[-1])]
+    places = [f"{origin[key]}: {key}" if key in origin else f"--{key}" for key in spoken]
+    if not places:  # of nothing by name: the files that it read
+        places = sorted({origin[key] for key in inside if key in origin})
     return f"{', '.join(places) or section}: {reason}"
+
+
+def _speaks_of(reason: str, name: str) -> bool:
+    """Whether a message names a key, or one item of a key in the plural (`row` of `rows`)."""
+    one = name[:-1] if name.endswith("s") else name
+    return re.search(rf"\b({name}|{one})\b", reason) is not None
 
 
 def _check_ranges(config: Any, known: dict[str, _Field], origin: dict[str, str]) -> None:

@@ -56,6 +56,10 @@ class Config:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be positive, got {self.epochs}")
+        if -1 in self.seeds:
+            raise ValueError("a seed of -1 is none")
+        if self.name == "nobody":
+            raise ValueError("nobody will answer")
 
 
 @pytest.fixture
@@ -156,6 +160,8 @@ def test_an_override_repairs_the_file(load):
         ),
         ("epochs: 0", [], ["c.yaml: epochs: epochs must be positive, got 0"]),
         ("optimizer: {betas: [1, 0]}", [], ["c.yaml: optimizer.betas: betas must not fall"]),
+        ("seeds: [-1]\nepochs: 5", [], ["study: c.yaml: seeds: a seed of -1 is none"]),
+        ("name: nobody\nepochs: 5", [], ["study: c.yaml: nobody will answer"]),
         (
             "epochs: 1\nfast: true\nepochs: 2",
             [],
