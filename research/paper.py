@@ -61,6 +61,8 @@ IN_README = (
     ("continual_lifelong_small", 1),
     ("continual_mesu_small", 0),
     ("continual_mesu_small", 1),
+    ("continual_stream_small", 0),
+    ("continual_stream_small", 1),
     ("continual_speakers_small", 0),
     ("continual_split_small", 0),
     ("continual_split_small", 1),
