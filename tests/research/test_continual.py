@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -253,11 +254,22 @@ class TestCourse:
         assert sorted(curves) == ["last", "learnt", "matrix"]
         assert "forgetting" not in numbers
 
-    def test_programs_of_a_row_are_given_up_after_it(self, tmp_path):
+    @pytest.mark.parametrize("crowded", [True, False])
+    def test_programs_are_given_up_where_memory_maps_run_out(self, tmp_path, monkeypatch, crowded):
+        jax.clear_caches()
+        monkeypatch.setattr(continual, "crowded", lambda: crowded)
         plain = config(output=str(tmp_path), rows=("none", "ewc@1"))
         outcome = continual.run(plain, BASE, (0, 1), lambda what, share: None)
         assert outcome.metrics["average/ewc@1"].shape == (2,)
-        assert continual_run.taught._cache_size() == continual_run.tested._cache_size() == 0
+        held = continual_run.taught._cache_size()
+        assert held == (0 if crowded else 2)  # of both rows; seeds share them
+
+    def test_memory_maps_are_counted(self, monkeypatch):
+        assert not continual.crowded()
+        real = Path.read_text
+        small = {"/proc/sys/vm/max_map_count": "10\n"}
+        monkeypatch.setattr(Path, "read_text", lambda p, *a: small.get(str(p)) or real(p, *a))
+        assert continual.crowded() == Path("/proc/self/maps").exists()
 
     def test_stock_is_taken_between_the_ends_of_tasks(self, tmp_path, monkeypatch):
         seen = []
