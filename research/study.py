@@ -82,7 +82,7 @@ class Config:
     """root of the run folders (not part of the hash)"""
     keep: str = ""
     """also write the results file here (not part of the hash); until all seeds are finished, those
-    that are stand in the folder FILE.seeds, with which another machine can go on"""
+    that are stand beside it, in a folder that ends in .seeds, with which another machine goes on"""
 
 
 class Table(NamedTuple):
@@ -182,7 +182,10 @@ def main(
     if config.keep:
         Path(config.keep).parent.mkdir(parents=True, exist_ok=True)
         Path(config.keep).write_bytes(path.read_bytes())
-        shutil.rmtree(_beside(config))  # the file holds all that was in it
+        waited = _stores(config, folder)[-1]
+        shutil.rmtree(waited)  # the file holds all that was in it
+        if not any(waited.parent.iterdir()):  # else seeds of another config wait there
+            waited.parent.rmdir()
     with style():
         figure = draw(config, outcome)
         for suffix in ("png", "pdf"):
@@ -274,14 +277,10 @@ def _run_seeds(config: Any, run: Any, data: Any, folder: Path) -> tuple[dict[int
     return outcomes, sum(float(path.read_text("utf-8")) for path in spent if path.exists())
 
 
-def _beside(config: Any) -> Path:
-    """Where finished seeds wait for the others, beside the results file."""
-    return Path(config.keep).with_suffix(".seeds")
-
-
 def _stores(config: Any, folder: Path) -> list[Path]:
     """Folders that hold the finished seeds of this config: of the run, and beside ``keep``."""
-    return [folder / "seeds", *([_beside(config) / folder.name] if config.keep else [])]
+    beside = [Path(config.keep).with_suffix(".seeds") / folder.name] if config.keep else []
+    return [folder / "seeds", *beside]
 
 
 def _level(stores: list[Path]) -> None:
@@ -292,9 +291,13 @@ def _level(stores: list[Path]) -> None:
         for path in sorted(store.glob("*.npz")):
             if not (other / path.name).exists():
                 for suffix in (".seconds", ".npz"):  # in the order in which a run writes them
-                    part = (other / path.name).with_suffix(".copy")
-                    part.write_bytes(path.with_suffix(suffix).read_bytes())
-                    part.replace(part.with_suffix(suffix))
+                    source, part = (
+                        path.with_suffix(suffix),
+                        (other / path.name).with_suffix(".copy"),
+                    )
+                    if source.exists():
+                        part.write_bytes(source.read_bytes())
+                        part.replace(part.with_suffix(suffix))
 
 
 @contextlib.contextmanager
