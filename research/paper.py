@@ -351,11 +351,7 @@ def _draw(path: Path, drawn: list[Path]) -> None:
         adaptive_compression_figure.save(document, *drawn)
         return
     module, config, outcome, _ = _rejudge(path)
-    with study.style():
-        figure = module.draw(config, outcome)
-        for picture in drawn:
-            undated = {} if picture.suffix == ".png" else {"metadata": {"CreationDate": None}}
-            figure.savefig(picture, dpi=200, **undated)
+    study.save_figure(module.draw, config, outcome, *drawn, dpi=200)
 
 
 def _stamp_file(paper: Path, path: Path) -> Path:

@@ -186,12 +186,29 @@ def main(
         shutil.rmtree(waited)  # the file holds all that was in it
         if not any(waited.parent.iterdir()):  # else seeds of another config wait there
             waited.parent.rmdir()
-    with style():
-        figure = draw(config, outcome)
-        for suffix in ("png", "pdf"):
-            figure.savefig(folder / f"figure.{suffix}", dpi=150)
+    save_figure(draw, config, outcome, folder / "figure.png", folder / "figure.pdf", dpi=150)
     _print_verdicts(config, data, judged)
     print(f"results: {path}\nfigure:  {folder / 'figure.png'} (and .pdf)")
+
+
+def save_figure(draw: Any, config: Any, outcome: Outcome, *paths: Path, dpi: int) -> None:
+    """Draws a study's figure, with nothing in it that depends on the day.
+
+    Args:
+      draw: the study's ``(config, outcome) -> figure``.
+      config: what `draw` takes.
+      outcome: what `draw` takes.
+      *paths: the files; the suffix (png, pdf) says how.
+      dpi: dots an inch, of a png.
+    """
+    import matplotlib.pyplot as plt
+
+    with style():
+        figure = draw(config, outcome)
+        for path in paths:
+            undated = {"metadata": {"CreationDate": None}} if path.suffix == ".pdf" else {}
+            figure.savefig(path, dpi=dpi, **undated)
+    plt.close(figure)  # pyplot would keep it, and all its data, until the process ends
 
 
 def rejudge(path: Path) -> tuple[Any, Any, Outcome, Judgement]:

@@ -127,6 +127,14 @@ def _few_memory_maps():
         gc.collect()
 
 
+@pytest.fixture(autouse=True)
+def _no_figures_kept():
+    """Closes what a test has drawn: pyplot keeps it, and warns at the twenty-first."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
+
+
 def _memory_maps() -> int:
     maps = Path("/proc/self/maps")  # Linux; elsewhere there is no such limit
     return maps.read_bytes().count(b"\n") if maps.exists() else 0

@@ -76,6 +76,13 @@ def test_it_runs_judges_draws_and_keeps(tmp_path, capsys):
     assert "SUPPORTED: The mean is above zero." in said
 
 
+def test_no_figure_is_kept_open(tmp_path):
+    import matplotlib.pyplot as plt
+
+    start(tmp_path)
+    assert plt.get_fignums() == []
+
+
 def test_a_stopped_run_goes_on_where_it_stopped(tmp_path, capsys):
     with pytest.raises(SystemExit, match="Start the same command again"):
         start(tmp_path / "a", stop_at=13)
