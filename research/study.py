@@ -308,10 +308,8 @@ def _level(stores: list[Path]) -> None:
         for path in sorted(store.glob("*.npz")):
             if not (other / path.name).exists():
                 for suffix in (".seconds", ".npz"):  # in the order in which a run writes them
-                    source, part = (
-                        path.with_suffix(suffix),
-                        (other / path.name).with_suffix(".copy"),
-                    )
+                    source = path.with_suffix(suffix)
+                    part = (other / path.name).with_suffix(".copy")
                     if source.exists():
                         part.write_bytes(source.read_bytes())
                         part.replace(part.with_suffix(suffix))
