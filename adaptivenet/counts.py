@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaptivenet import trees
+
 __all__ = ["Count", "Share", "as_count", "as_share", "clip", "cumulative", "less", "part", "total"]
 
 _LIMBS = 4
@@ -26,7 +28,7 @@ _LOW = np.uint32(0xFFFF)
 _MOST_TERMS = 2**16 - 1
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclass(frozen=True)
 class Count:
     """A non-negative integer below 2^64.
@@ -65,7 +67,7 @@ class Count:
         return out
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclass(frozen=True)
 class Share:
     """A fraction in [0, 1).

@@ -28,6 +28,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from adaptivenet import trees
 from adaptivenet.posterior.capture import Trace
 from adaptivenet.posterior.structured import Gaussian, prior_leaves, standard_normal
 from adaptivenet.posterior.tracing import Site
@@ -250,7 +251,7 @@ class _Block(NamedTuple):
         return _einsum("ia,ab,ob->io", self.inner**2, values, self.outer**2)
 
 
-@functools.partial(jax.tree_util.register_dataclass)
+@trees.register_dataclass
 @dataclass(frozen=True)
 class KroneckerPosterior(Gaussian):
     """A Gaussian whose precision is a Kronecker product and a prior for each kernel.

@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-@functools.partial(jax.tree_util.register_dataclass)
+@trees.register_dataclass
 @dataclass(frozen=True)
 class Laplace:
     """A Laplace approximation, as :func:`laplace` makes it.

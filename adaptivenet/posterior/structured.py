@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -195,7 +194,7 @@ class Gaussian:
         return replace(self, params=jax.tree.map(wide, self.params))
 
 
-@functools.partial(jax.tree_util.register_dataclass)
+@trees.register_dataclass
 @dataclass(frozen=True)
 class DiagonalPosterior(Gaussian):
     """Independent Gaussians.
@@ -237,7 +236,7 @@ class DiagonalPosterior(Gaussian):
         return jnp.asarray(sum(jnp.log(p).sum() for p in self._precision_diagonal()))
 
 
-@functools.partial(jax.tree_util.register_dataclass)
+@trees.register_dataclass
 @dataclass(frozen=True)
 class FullPosterior(Gaussian):
     """A Gaussian with all correlations.

@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from adaptivenet import trees
 from adaptivenet.counts import Count, Share, as_count, as_share, part
 
 __all__ = ["AtLeast", "Demand", "OfAlive", "Sparsity", "as_demand"]
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclass(frozen=True)
 class Sparsity:
     """Keep all but this share of all synapses.
@@ -41,7 +42,7 @@ class Sparsity:
         return self.share.astype(jnp.float32)
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclass(frozen=True)
 class OfAlive:
     """Cut this share of the synapses that are still alive.
@@ -65,7 +66,7 @@ class OfAlive:
         return self.share.astype(jnp.float32)
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclass(frozen=True)
 class AtLeast:
     """Keep the living synapses whose score reaches a threshold; no count is asked for.

@@ -164,7 +164,8 @@ def save_config(config: Any, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     text = yaml.safe_dump(_values(config), sort_keys=False, allow_unicode=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
+    # A name of this process alone: two that start on one folder must not take each other's file.
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     beside.write_text(text, encoding="utf-8")
     try:
         known = {field.key: field for field in _fields(type(config))}

@@ -78,7 +78,7 @@ def truncation(
     return params, state.mask
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclass(frozen=True)
 class _Number:
     """A demand for a number of synapses."""

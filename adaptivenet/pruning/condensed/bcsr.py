@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import sparse
 
+from adaptivenet import trees
 from adaptivenet.pruning.condensed.kernels import bilinear, widened
 from adaptivenet.pruning.condensed.layers import Layer, checked
 
 __all__ = ["BCSRLayer", "pack_bcsr"]
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BCSRLayer(Layer):
     """Compressed sparse rows of the transposed kernel, multiplied by `jax.experimental.sparse`.

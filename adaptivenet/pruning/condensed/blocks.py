@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from adaptivenet import trees
 from adaptivenet.pruning.condensed.kernels import FEW, LANES, bilinear, wide, widened
 from adaptivenet.pruning.condensed.layers import Layer, checked, unsigned
 
 __all__ = ["BlockLayer", "block_matmul", "block_product", "pack_blocks"]
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BlockLayer(Layer):
     """Only the blocks of a kernel that keep anything are stored, the same number in every column.

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaptivenet import trees
 from adaptivenet.pruning.condensed.kernels import (
     bilinear,
     gathered_product,
@@ -137,7 +138,7 @@ def stored_bytes(layer: Layer) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(layer))
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DenseLayer(Layer):
     """A dense kernel; the fallback, and the layer that others are measured against.
@@ -179,7 +180,7 @@ def pack_dense(kernel: Any, mask: Any = None) -> DenseLayer:
     return DenseLayer(jnp.asarray(np.where(kept, dense, np.zeros_like(dense))), shape=dense.shape)
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FanInLayer(Layer):
     """Every output stores the same number of inputs: constant fan-in, condensed.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaptivenet import trees
 from adaptivenet.pruning.condensed.kernels import (
     bilinear,
     gathered_product,
@@ -24,7 +25,7 @@ from adaptivenet.pruning.condensed.layers import Layer, checked, unsigned
 __all__ = ["NofMLayer", "pack_nofm"]
 
 
-@jax.tree_util.register_dataclass
+@trees.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NofMLayer(Layer):
     """Of every m consecutive inputs of an output n are stored: 2:4 and its kin.
