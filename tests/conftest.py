@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ import hypothesis
 import jax
 import optax
 import pytest
+
+# XLA's older emitters compile the many small programs here in two thirds of the time; the cell of
+# the newest JAX keeps those that users get. XLA aborts at a flag that it does not know.
+_flags = os.environ.get("XLA_FLAGS", "")
+if metadata.version("jaxlib") == "0.10.2" and "fusion_emitters" not in _flags:
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_cpu_use_fusion_emitters=false".strip()
 
 # Promotion must be explicit and nothing may rely on 64-bit types.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -169,9 +176,18 @@ def _without_optimizations():
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(request):
     """Optimizing many small programs that run once would take most of the time of these tests."""
-    folders = {"consolidation", "contract", "posterior", "properties", "pruning", "sleep"}
-    names = ("continual", "frontier", "moments", "posterior", "testing", "uncertainty")
-    files = {f"test_{name}.py" for name in names}
+    folders = {"consolidation", "contract", "models", "posterior", "properties", "pruning", "sleep"}
+    names = (
+        "adaptive_compression",
+        "continual",
+        "epoch",
+        "frontier",
+        "moments",
+        "population",
+        "posterior",
+        "selection",
+    )
+    files = {f"test_{name}.py" for name in (*names, "testing", "uncertainty")}
     long_runs = {"test_references.py"}  # where the program's own time counts
     name, folder = request.path.name, request.path.parent.name
     if (folder not in folders and name not in files) or name in long_runs:
