@@ -176,18 +176,10 @@ def _without_optimizations():
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(request):
     """Optimizing many small programs that run once would take most of the time of these tests."""
-    folders = {"consolidation", "contract", "models", "posterior", "properties", "pruning", "sleep"}
-    names = (
-        "adaptive_compression",
-        "continual",
-        "epoch",
-        "frontier",
-        "moments",
-        "population",
-        "posterior",
-        "selection",
-    )
-    files = {f"test_{name}.py" for name in (*names, "testing", "uncertainty")}
+    folders = {"consolidation", "contract", "models", "posterior", "properties", "pruning"}
+    folders |= {"research", "sleep"}
+    names = ("epoch", "moments", "population", "posterior", "selection", "testing")
+    files = {f"test_{name}.py" for name in names}
     long_runs = {"test_references.py"}  # where the program's own time counts
     name, folder = request.path.name, request.path.parent.name
     if (folder not in folders and name not in files) or name in long_runs:
