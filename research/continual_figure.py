@@ -58,6 +58,8 @@ def draw(config: Config, outcome: Outcome) -> Any:
         _lines(ax, config, outcome, name, shown)
         unit = "share in %" if name == "capacity" else "accuracy in %"
         ax.set(title=title, xlabel=label, ylabel=unit)
+        if name == "capacity":
+            ax.set_ylim(bottom=0)  # a share that never changes looks like one
     if swept:
         _by_strength(next(places), outcome, swept)
     best = sorted(
