@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from research.continual_measures import read_target
 from research.results import mean_interval
 from research.study import Outcome
 
@@ -105,7 +106,7 @@ def _by_scenario(axes: Any, config: Config, outcome: Outcome) -> None:
 
 
 def _against(ax: Any, config: Config, outcome: Outcome) -> None:
-    """The last five tasks against all tasks, with intervals."""
+    """The last five tasks against all tasks, with intervals; aims are dotted lines."""
     for place, row in enumerate(config.rows):
         found = [mean_interval(100 * outcome.metrics[f"{n}/{row}"]) for n in ("average", "last5")]
         x, y = (f["mean"] for f in found)
@@ -116,6 +117,10 @@ def _against(ax: Any, config: Config, outcome: Outcome) -> None:
             for f in found
         ]
         ax.errorbar(x, y, reach[1], reach[0], fmt="o", color=_look(place)[0], markersize=4)
+    aims = [read_target(text, config.rows) for text in config.targets]
+    for metric, line in (("average", ax.axvline), ("last5", ax.axhline)):
+        for value in sorted({t.value for t in aims if t.metric == metric and t.within is None}):
+            line(value, color="0.5", linestyle=":", linewidth=1)
     ax.set(title="what is traded", xlabel="all tasks, in %", ylabel="last five tasks, in %")
 
 

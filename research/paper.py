@@ -38,6 +38,7 @@ PICTURES = (
     "continual_narrow_small",
     "continual_ewc_small",
     "continual_split_small",
+    "continual_mesu_full",
 )
 # And those whose tables it shows: claims (or models), or a table that the study prints, by number.
 IN_README = (
@@ -64,6 +65,9 @@ IN_README = (
     ("continual_lifelong_small", 1),
     ("continual_mesu_small", 0),
     ("continual_mesu_small", 1),
+    ("continual_mesu_full", 0),
+    ("continual_mesu_full", 1),
+    ("continual_mesu_full", 3),
     ("continual_stream_small", 0),
     ("continual_stream_small", 1),
     ("continual_speakers_small", 0),
